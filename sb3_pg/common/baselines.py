@@ -1,0 +1,104 @@
+"""Baselines without a critic, and normalisation: pure numpy.
+
+Each baseline of an episode is computed from the *other* episodes of the batch alone. Leaving out only the sample itself is
+not enough, since the other steps of an episode depend on its actions. So the score-function estimator stays unbiased.
+"""
+
+import numpy as np
+import numpy.typing as npt
+
+from sb3_pg.common.returns import BoolArray, FloatArray, episode_start_rows
+
+IntArray = npt.NDArray[np.intp]
+
+
+def episode_ids(terminated: BoolArray, truncated: BoolArray) -> IntArray:
+    """
+    Number the episodes of a rollout from 0, environment by environment, in the order of time.
+
+    :param terminated: ``[T, N]``, bool
+    :param truncated: ``[T, N]``, bool
+    :return: ``[T, N]``; row 0 starts an episode in each environment
+    """
+    starts = episode_start_rows(terminated | truncated)
+    begins = starts == np.arange(len(starts), dtype=np.intp)[:, None]
+    return (np.cumsum(begins.T.ravel()) - 1).reshape(begins.T.shape).T
+
+
+def leave_one_out_mean(weights: FloatArray, episodes: IntArray, n_episodes: int) -> FloatArray:
+    """
+    For each step the mean weight over all steps of the other episodes.
+
+    :param weights: ``[S]``, one per step
+    :param episodes: ``[S]``, the episode of each step, in ``[0, n_episodes)``
+    :param n_episodes: number of episodes K, at least 2, each with one step or more
+    :return: ``[S]``
+    :raises ValueError: fewer than two episodes, or an episode without steps
+    """
+    _check_episodes(n_episodes)
+    counts = np.bincount(episodes, minlength=n_episodes)
+    if len(counts) != n_episodes or np.any(counts == 0):
+        raise ValueError(f"episodes must name each of the {n_episodes} episodes at least once and no other")
+    # float64: the sum of the others is a difference of two sums.
+    sums = np.bincount(episodes, weights=weights, minlength=n_episodes)
+    means = (sums.sum() - sums) / (counts.sum() - counts)
+    result: FloatArray = means[episodes].astype(weights.dtype)
+    return result
+
+
+def leave_one_out_mean_per_episode(episode_returns: FloatArray) -> FloatArray:
+    """
+    For each episode the mean return of the others.
+
+    :param episode_returns: ``[K]``, K at least 2
+    :return: ``[K]``
+    :raises ValueError: fewer than two episodes
+    """
+    return leave_one_out_mean(episode_returns, np.arange(len(episode_returns)), len(episode_returns))
+
+
+def optimal_baseline(estimates: FloatArray, scores: FloatArray) -> FloatArray:
+    """
+    The constant that minimises the variance of the gradient estimate, for each parameter ``i`` on its own:
+    ``b_i = E[x_i g_i] / E[g_i^2]``, both expectations estimated from the other episodes. For the total return,
+    ``x = R g``, this is the classical ``E[g_i^2 R] / E[g_i^2]`` (Peters & Schaal 2008, section 3.2).
+
+    :param estimates: ``[K, P]``, each episode's gradient estimate x without baseline
+    :param scores: ``[K, P]``, the sum g that multiplies the baseline in each episode
+    :return: ``[K, P]``; where the other episodes' scores are all zero the baseline is 0
+    :raises ValueError: fewer than two episodes
+    """
+    _check_episodes(len(estimates))
+    products, squares = estimates * scores, scores * scores
+    numerator, denominator = _sum_of_others(products), _sum_of_others(squares)
+    return np.divide(numerator, denominator, out=np.zeros_like(estimates), where=denominator > 0)
+
+
+def standardize(weights: FloatArray) -> FloatArray:
+    """
+    Shift and scale to mean 0 and (sample) standard deviation 1.
+
+    :param weights: any shape, at least two entries
+    :return: the same shape
+    :raises ValueError: fewer than two entries
+    """
+    if weights.size < 2:
+        raise ValueError("standardizing needs at least two values: collect more steps or do not normalise advantages")
+    normalised: FloatArray = (weights - weights.mean()) / (weights.std(ddof=1) + 1e-8)
+    return normalised
+
+
+def _sum_of_others(terms: FloatArray) -> FloatArray:
+    """
+    For each row the sum of the other rows, as (sum of the rows before) + (sum of the rows after): a difference of sums would
+    not be exactly zero where it should be, nor keep a sum of squares from turning negative.
+    """
+    before, after = np.zeros_like(terms), np.zeros_like(terms)
+    before[1:] = np.cumsum(terms, axis=0)[:-1]
+    after[:-1] = np.cumsum(terms[::-1], axis=0)[::-1][1:]
+    return before + after
+
+
+def _check_episodes(n_episodes: int) -> None:
+    if n_episodes < 2:
+        raise ValueError(f"a leave-one-out baseline needs at least two episodes, got {n_episodes}")

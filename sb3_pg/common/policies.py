@@ -1,0 +1,79 @@
+"""What the algorithms need to know about an actor-critic network, whatever its class."""
+
+from dataclasses import dataclass
+
+import gymnasium as gym
+import numpy as np
+import torch as th
+from gymnasium.vector.utils import create_empty_array
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.type_aliases import TensorDict
+
+
+@dataclass(frozen=True)
+class ParameterGroups:
+    """
+    Which parameters of an actor-critic policy act on what.
+
+    :param actor: parameters on which the action distribution depends, shared ones included
+    :param critic: parameters on which only the value depends
+    :param shared: parameters on which both depend
+    """
+
+    actor: list[th.nn.Parameter]
+    critic: list[th.nn.Parameter]
+    shared: list[th.nn.Parameter]
+
+
+def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
+    """
+    Find out what each parameter acts on by differentiating one forward pass. Names of modules would not do: users write their
+    own extractors and networks.
+
+    A parameter that takes no part in that pass (one that is not used at all) counts as the actor's.
+
+    :param policy: policy network
+    :return: the trainable parameters, each list in the order of ``policy.parameters()``
+    """
+    parameters = [p for p in policy.parameters() if p.requires_grad]
+    training = policy.training
+    policy.set_training_mode(False)
+    try:
+        observation = _empty_observation(policy.observation_space)
+        obs_tensor, _ = policy.obs_to_tensor(observation)
+        # The mode of the distribution: a random draw would shift the random stream of the run.
+        actions = policy.get_distribution(obs_tensor).get_actions(deterministic=True).detach()
+        values, log_prob, entropy = policy.evaluate_actions(obs_tensor, actions)
+        outputs = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
+        in_policy = _in_graph(outputs, parameters)
+        in_value = _in_graph(values.sum(), parameters)
+    finally:
+        policy.set_training_mode(training)
+    flags = list(zip(parameters, in_policy, in_value, strict=True))
+    return ParameterGroups(
+        actor=[p for p, acts, evaluates in flags if acts or not evaluates],
+        critic=[p for p, acts, evaluates in flags if evaluates and not acts],
+        shared=[p for p, acts, evaluates in flags if evaluates and acts],
+    )
+
+
+def index_observations(observations: th.Tensor | TensorDict, rows: th.Tensor | slice) -> th.Tensor | TensorDict:
+    """
+    :param observations: tensor ``[B, ...]``, or a dictionary of such
+    :param rows: indices along the first axis
+    :return: the same for those rows
+    """
+    if isinstance(observations, dict):
+        return {key: tensor[rows] for key, tensor in observations.items()}
+    return observations[rows]
+
+
+def _in_graph(output: th.Tensor, parameters: list[th.nn.Parameter]) -> list[bool]:
+    gradients = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
+    return [gradient is not None for gradient in gradients]
+
+
+def _empty_observation(space: gym.Space[object]) -> np.ndarray | dict[str, np.ndarray]:
+    observation = create_empty_array(space, n=1, fn=np.zeros)
+    assert isinstance(observation, (np.ndarray, dict))
+    return observation

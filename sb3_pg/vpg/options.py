@@ -1,0 +1,162 @@
+"""Which options of VPG go together: one place for every check, each with the way out in its message."""
+
+from typing import TYPE_CHECKING
+
+from gymnasium import spaces
+
+if TYPE_CHECKING:
+    from sb3_pg.vpg.vpg import VPG
+
+ADVANTAGE_ESTIMATORS = ("total_return", "reward_to_go", "n_step", "gae")
+BASELINES = ("none", "mean", "optimal", "value")
+ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
+
+# Used where the argument was not given and the other options make sense of it.
+GAE_LAMBDA = 0.97
+N_STEPS = 2048
+N_VALUE_UPDATES = 10
+
+
+def resolve_n_steps(vpg: "VPG") -> int | None:
+    """
+    :param vpg: algorithm
+    :return: length of a rollout, ``None`` with whole episodes
+    """
+    return N_STEPS if vpg.n_steps is None and vpg.n_episodes is None else vpg.n_steps
+
+
+def resolve_n_value_updates(vpg: "VPG") -> int:
+    """
+    :param vpg: algorithm
+    :return: number of critic steps per batch by the critic's own optimizer
+    """
+    if not vpg.uses_critic:
+        return 0
+    if vpg.n_value_updates is None:
+        # A weight of the joint loss asks for the joint loss.
+        return N_VALUE_UPDATES if vpg.vf_coef is None else 0
+    return vpg.n_value_updates
+
+
+def check_options(vpg: "VPG") -> None:
+    """
+    Check everything that does not depend on the number of environments.
+
+    :param vpg: algorithm
+    :raises ValueError: an option out of range, or two that exclude one another
+    """
+    if not isinstance(vpg.action_space, ACTION_SPACES):
+        names = ", ".join(space.__name__ for space in ACTION_SPACES)
+        raise ValueError(f"VPG supports the action spaces {names}, not {vpg.action_space}")
+    _check_names(vpg)
+    _check_ranges(vpg)
+    _check_estimator(vpg)
+    _check_critic(vpg)
+
+
+def check_environments(vpg: "VPG") -> None:
+    """
+    Check what depends on the number of environments, which a loaded model may change.
+
+    :param vpg: algorithm
+    :raises ValueError: ``n_episodes`` is no multiple of it, or a rollout is too small
+    """
+    if vpg.n_episodes is not None:
+        if vpg.n_episodes % vpg.n_envs != 0:
+            raise ValueError(
+                f"n_episodes={vpg.n_episodes} must be a multiple of the number of environments ({vpg.n_envs}): each contributes "
+                "the same number of episodes, since taking those that finish first is biased towards short ones"
+            )
+        return
+    assert vpg.n_steps is not None
+    n_samples = vpg.n_steps * vpg.n_envs
+    if n_samples < 2:
+        raise ValueError(
+            f"n_steps * n_envs = {vpg.n_steps} * {vpg.n_envs} is too small: a batch needs at least 2 steps, raise n_steps"
+        )
+    if vpg.value_batch_size is not None and vpg.value_batch_size > n_samples:
+        raise ValueError(
+            f"value_batch_size={vpg.value_batch_size} is larger than n_steps * n_envs = {n_samples}: lower it or raise n_steps"
+        )
+
+
+def _check_names(vpg: "VPG") -> None:
+    for name, value, known in (
+        ("advantage_estimator", vpg.advantage_estimator, ADVANTAGE_ESTIMATORS),
+        ("baseline", vpg.baseline, BASELINES),
+    ):
+        if value not in known:
+            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, known))}")
+
+
+def _check_ranges(vpg: "VPG") -> None:
+    for name in ("gamma", "gae_lambda"):
+        value = getattr(vpg, name)
+        if value is not None and not 0 <= value <= 1:
+            raise ValueError(f"{name}={value} must lie in [0, 1]")
+    for name, minimum in (
+        ("n_steps", 1),
+        ("n_episodes", 1),
+        ("return_steps", 1),
+        ("n_value_updates", 0),
+        ("value_batch_size", 1),
+    ):
+        value = getattr(vpg, name)
+        if value is not None and (isinstance(value, bool) or int(value) != value or value < minimum):
+            raise ValueError(f"{name}={value} must be an integer of at least {minimum}")
+    if vpg.max_grad_norm is not None and not vpg.max_grad_norm > 0:
+        raise ValueError(f"max_grad_norm={vpg.max_grad_norm} must be positive, or None for no clipping")
+
+
+def _check_estimator(vpg: "VPG") -> None:
+    estimator, baseline = vpg.advantage_estimator, vpg.baseline
+    if vpg.n_steps is not None and vpg.n_episodes is not None:
+        raise ValueError(f"n_steps={vpg.n_steps} and n_episodes={vpg.n_episodes} exclude one another: set one of them to None")
+    if estimator == "total_return" and baseline == "value":
+        raise ValueError(
+            "advantage_estimator='total_return' has no value of a state to subtract: use baseline='none', 'mean' or 'optimal', or "
+            "advantage_estimator='reward_to_go'"
+        )
+    if estimator == "total_return" and vpg.discount_gradient:
+        raise ValueError(
+            "advantage_estimator='total_return' is the gradient of the discounted objective already: drop discount_gradient=True"
+        )
+    if estimator in ("n_step", "gae") and baseline != "value":
+        raise ValueError(f"advantage_estimator={estimator!r} bootstraps with a critic: use baseline='value', not {baseline!r}")
+    if baseline != "value" and vpg.n_episodes is None:
+        raise ValueError(
+            f"baseline={baseline!r} has no critic to bootstrap a rollout that is cut by n_steps: collect whole episodes with "
+            "n_episodes, or use baseline='value'"
+        )
+    if baseline in ("mean", "optimal") and vpg.n_episodes == 1:
+        raise ValueError(
+            f"baseline={baseline!r} is computed from the other episodes of the batch: n_episodes must be at least 2"
+        )
+    if (estimator == "n_step") != (vpg.return_steps is not None):
+        raise ValueError(
+            f"advantage_estimator={estimator!r} and return_steps={vpg.return_steps}: return_steps is the look-ahead of 'n_step', "
+            "required there and None elsewhere"
+        )
+    if estimator != "gae" and vpg.gae_lambda is not None:
+        raise ValueError(
+            f"gae_lambda={vpg.gae_lambda} is ignored by advantage_estimator={estimator!r}: use 'gae', or gae_lambda=None"
+        )
+
+
+def _check_critic(vpg: "VPG") -> None:
+    if not vpg.uses_critic:
+        for name in ("vf_coef", "n_value_updates", "value_learning_rate", "value_batch_size"):
+            if getattr(vpg, name) is not None:
+                raise ValueError(f"{name}={getattr(vpg, name)} needs a critic: use baseline='value', or {name}=None")
+    elif resolve_n_value_updates(vpg) == 0:
+        if vpg.value_batch_size is not None:
+            raise ValueError(
+                f"value_batch_size={vpg.value_batch_size} needs a critic fitted on its own: use n_value_updates > 0"
+            )
+    elif vpg.vf_coef is not None:
+        raise ValueError(
+            f"vf_coef={vpg.vf_coef} weighs the value loss in the joint loss, and n_value_updates={vpg.n_value_updates} fits the critic "
+            "on its own: use n_value_updates=0, or vf_coef=None"
+        )
+    if vpg.critic_first and resolve_n_value_updates(vpg) == 0:
+        raise ValueError("critic_first=True needs a critic fitted on its own: use baseline='value' and n_value_updates > 0")
