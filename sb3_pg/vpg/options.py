@@ -12,8 +12,8 @@ BASELINES = ("none", "mean", "optimal", "value")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
 # Used where the argument was not given and the other options make sense of it.
-GAE_LAMBDA = 0.97
-N_STEPS = 2048
+GAE_LAMBDA = 0.95
+N_STEPS = 512
 N_VALUE_UPDATES = 10
 
 

@@ -64,9 +64,9 @@ class VPG(RolloutCollector):
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, ``"LinearPolicy"`` or a class
     :param env: environment, or its id
     :param learning_rate: learning rate of the policy; constant or function of the remaining progress (from 1 to 0)
-    :param n_steps: length of a rollout in steps of each environment; 2048 unless ``n_episodes`` is given
+    :param n_steps: length of a rollout in steps of each environment; 512 unless ``n_episodes`` is given
     :param gamma: discount factor
-    :param gae_lambda: lambda of ``"gae"``, 0.97 if not given; only with that estimator
+    :param gae_lambda: lambda of ``"gae"``, 0.95 if not given; only with that estimator
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss in the joint loss, 0.5 if not given; only with ``n_value_updates=0``
     :param max_grad_norm: maximum norm of the gradient in each optimizer step; ``None``: no clipping
@@ -114,7 +114,7 @@ class VPG(RolloutCollector):
         self,
         policy: str | type[ActorCriticPolicy],
         env: GymEnv | str,
-        learning_rate: float | Schedule = 3e-4,
+        learning_rate: float | Schedule = 1e-3,
         n_steps: int | None = None,
         gamma: float = 0.99,
         gae_lambda: float | None = None,

@@ -1,0 +1,54 @@
+"""
+Policy-gradient algorithms for Stable-Baselines3 and its RL Zoo.
+
+Importing this package imports nothing else: each public name is imported the first time it is asked for (PEP 562).
+The start-up hook and ``python -m sb3_pg.zoo --help`` rely on that.
+"""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sb3_pg.vpg.vpg import VPG
+    from sb3_pg.zoo import register
+
+    __version__: str
+
+__all__ = ["VPG", "__version__", "register"]
+
+# Public name -> the module that defines it.
+_MODULES = {
+    "VPG": "sb3_pg.vpg.vpg",
+    "register": "sb3_pg.zoo",
+}
+
+
+def __getattr__(name: str) -> object:
+    """
+    Import a public name when it is first used.
+
+    :param name: One of ``__all__``.
+    :return: What the name stands for; it is kept, so that this function runs once per name.
+    :raises AttributeError: There is no such public name.
+    """
+    if name == "__version__":
+        import pkgutil
+
+        # Through the loader, not the file system: the package may lie in a zip file.
+        value: object = (pkgutil.get_data(__name__, "version.txt") or b"").decode().strip()
+    elif name in _MODULES:
+        import importlib
+
+        value = getattr(importlib.import_module(_MODULES[name]), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """
+    List the public names, those not imported yet included.
+
+    :return: Sorted names.
+    """
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,108 @@
+"""
+The one table of our algorithms. The zoo integration, the tests and the benchmarks loop over it.
+
+A row names its parts and imports them when asked: reading the table imports neither torch nor Stable-Baselines3.
+"""
+
+import atexit
+import pkgutil
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+    from stable_baselines3.common.base_class import BaseAlgorithm
+
+    Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
+    Converter = Callable[[dict[str, Any]], dict[str, Any]]
+
+# Copies of yml files that lie in a zip file: they must outlive the call that asked for them.
+_extracted = ExitStack()
+atexit.register(_extracted.close)
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """
+    Everything the zoo must know of one algorithm, by name.
+
+    :param key: What ``--algo`` calls it.
+    :param class_: The algorithm, ``module:name``.
+    :param sampler: Draws the constructor's arguments from an Optuna trial, ``module:name``.
+    :param converter: Rebuilds these arguments from what the trial stored, ``module:name``.
+    :param yml: File name of the default hyperparameters.
+    """
+
+    key: str
+    class_: str
+    sampler: str
+    converter: str
+    yml: str
+
+    def load_class(self) -> "type[BaseAlgorithm]":
+        """
+        Import the algorithm.
+
+        :return: The class.
+        """
+        loaded: type[BaseAlgorithm] = pkgutil.resolve_name(self.class_)
+        return loaded
+
+    def load_sampler(self) -> "Sampler":
+        """
+        Import the function that draws hyperparameters.
+
+        :return: The function; it takes the trial, the number of actions, the number of environments and the zoo's extras.
+        """
+        loaded: Sampler = pkgutil.resolve_name(self.sampler)
+        return loaded
+
+    def load_converter(self) -> "Converter":
+        """
+        Import the function that rebuilds hyperparameters.
+
+        :return: The function; it takes the parameters that a trial stored.
+        """
+        loaded: Converter = pkgutil.resolve_name(self.converter)
+        return loaded
+
+    def yml_path(self) -> Path:
+        """
+        Find the default hyperparameters: inside the package when it is installed, beside it in a checkout.
+
+        :return: A file on disk, also when the package lies in a zip file (then a copy that lives as long as the process).
+        :raises FileNotFoundError: It is in neither place.
+        """
+        packaged = resources.files("sb3_pg").joinpath("hyperparams", self.yml)
+        if packaged.is_file():
+            return _extracted.enter_context(resources.as_file(packaged))
+        beside = Path(__file__).resolve().parent.parent / "hyperparams" / self.yml
+        if beside.is_file():
+            return beside
+        raise FileNotFoundError(f"{self.yml}, the default hyperparameters of {self.key}, is neither {packaged} nor {beside}")
+
+
+def _row(name: str, class_: str) -> Algorithm:
+    folder = f"sb3_pg.{name}"
+    return Algorithm(
+        key=name,
+        class_=f"{folder}.{name}:{class_}",
+        sampler=f"{folder}.tuning:sample_{name}_params",
+        converter=f"{folder}.tuning:convert_{name}_params",
+        yml=f"{name}.yml",
+    )
+
+
+ALGOS: Mapping[str, Algorithm] = MappingProxyType(
+    {
+        row.key: row
+        for row in [
+            _row("vpg", "VPG"),
+        ]
+    }
+)

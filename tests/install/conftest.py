@@ -1,0 +1,127 @@
+"""
+Throw-away environments with sb3_pg installed in each way that a user might choose.
+
+Nothing but sb3_pg is installed into them: they borrow the rest from the environment that runs the tests, through a folder of
+links to what it has installed. That folder leaves out sb3_pg, so that the one under test is the environment's own.
+"""
+
+import shutil
+import subprocess
+import sys
+import sysconfig
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from install.environment import PIP_INSTALL, Environment
+
+ROOT = Path(__file__).resolve().parents[2]
+KINDS = ("wheel", "sdist", "editable")
+
+
+@pytest.fixture(scope="session")
+def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    Link to everything that is installed here, except sb3_pg.
+
+    :param tmp_path_factory: pytest's own.
+    :return: The folder of links.
+    """
+    folder = tmp_path_factory.mktemp("dependencies")
+    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        for entry in Path(path).iterdir():
+            if "sb3_pg" not in entry.name and entry.suffix != ".pth":
+                (folder / entry.name).symlink_to(entry)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """
+    Copy the project, so that building leaves no trace in it and old builds none in the result.
+
+    :param tmp_path_factory: pytest's own.
+    :return: The copy.
+    """
+    ignored = shutil.ignore_patterns(".*", "build", "dist", "logs", "runs", "out", "*.egg-info", "__pycache__")
+    return Path(shutil.copytree(ROOT, tmp_path_factory.mktemp("source") / "project", ignore=ignored))
+
+
+@pytest.fixture(scope="session")
+def archives(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """
+    Build what would be published.
+
+    :param source: The project.
+    :param tmp_path_factory: pytest's own.
+    :return: The paths of the ``wheel`` and of the ``sdist``.
+    """
+    folder = tmp_path_factory.mktemp("archives")
+    command = [sys.executable, "-m", "build", "--no-isolation", "--wheel", "--sdist", "--outdir", str(folder), str(source)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (wheel,), (sdist,) = folder.glob("*.whl"), folder.glob("*.tar.gz")
+    return {"wheel": wheel, "sdist": sdist}
+
+
+@pytest.fixture(scope="session")
+def create(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Environment]:
+    """
+    Make environments without sb3_pg.
+
+    :param dependencies: What they borrow.
+    :param tmp_path_factory: pytest's own.
+    :return: Function that makes one.
+    """
+
+    def make() -> Environment:
+        folder = tmp_path_factory.mktemp("environment")
+        subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(folder)], check=True)
+        (site,) = folder.glob("lib/python*/site-packages")
+        (site / "dependencies.pth").write_text(f"{dependencies}\n")
+        (folder / "work").mkdir()
+        return Environment(folder, site, folder / "work")
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def install(create: Callable[[], Environment], archives: dict[str, Path], source: Path) -> Callable[[str], Environment]:
+    """
+    Make environments with sb3_pg.
+
+    :param create: Makes them without.
+    :param archives: What ``wheel`` and ``sdist`` install.
+    :param source: What ``editable`` installs.
+    :return: Function that makes a new one of the kind that it is given.
+    """
+
+    def make(kind: str) -> Environment:
+        environment = create()
+        environment.python(*PIP_INSTALL, *(["--editable", source] if kind == "editable" else [archives[kind]]))
+        return environment
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def wheel(install: Callable[[str], Environment]) -> Environment:
+    """
+    Install the wheel, for tests that leave the environment as it is.
+
+    :param install: Makes environments.
+    :return: The environment.
+    """
+    return install("wheel")
+
+
+@pytest.fixture(scope="session", params=KINDS)
+def installed(request: pytest.FixtureRequest, install: Callable[[str], Environment]) -> Environment:
+    """
+    Install in each way, for tests that leave the environment as it is.
+
+    :param request: pytest's own.
+    :param install: Makes environments.
+    :return: The environment.
+    """
+    return install(request.param)

@@ -1,0 +1,192 @@
+"""What register() does to the RL Zoo, and what it leaves alone."""
+
+import argparse
+import importlib
+import inspect
+import sys
+from pathlib import Path
+from typing import Any
+
+import farama_notifications  # type: ignore[import-untyped] # it has no annotations
+import pytest
+import rl_zoo3.exp_manager
+import rl_zoo3.hyperparams_opt
+import rl_zoo3.import_envs
+import rl_zoo3.utils
+import yaml
+from rl_zoo3.exp_manager import ExperimentManager
+from stable_baselines3 import A2C
+
+import sb3_pg
+from sb3_pg.registry import ALGOS
+from sb3_pg.zoo import patches
+
+pytestmark = pytest.mark.usefixtures("zoo")
+TABLES: dict[str, dict[str, Any]] = {
+    "ALGOS": rl_zoo3.utils.ALGOS,
+    "HYPERPARAMS_SAMPLER": rl_zoo3.hyperparams_opt.HYPERPARAMS_SAMPLER,
+    "HYPERPARAMS_CONVERTER": rl_zoo3.hyperparams_opt.HYPERPARAMS_CONVERTER,
+}
+
+
+def remove_ours() -> None:
+    """Make the zoo forget our algorithms; its constructor stays patched."""
+    for table in TABLES.values():
+        for key in ALGOS:
+            table.pop(key, None)
+
+
+def manager_of(algo: str, tmp_path: Path, *args: Any, **kwargs: Any) -> ExperimentManager:
+    """
+    Build what ``rl_zoo3.train`` builds first.
+
+    :param algo: Zoo key.
+    :param tmp_path: Where the logs would go.
+    :param args: Further positional arguments.
+    :param kwargs: Further keyword arguments.
+    :return: The manager.
+    """
+    return ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", str(tmp_path), *args, **kwargs)
+
+
+def test_our_entries_are_added_in_place_and_no_other_is_touched() -> None:
+    remove_ours()
+    stock = {name: dict(table) for name, table in TABLES.items()}
+    assert "a2c" in stock["ALGOS"]
+    sb3_pg.register()
+    assert TABLES["ALGOS"] == stock["ALGOS"] | {key: row.load_class() for key, row in ALGOS.items()}
+    assert TABLES["HYPERPARAMS_SAMPLER"] == stock["HYPERPARAMS_SAMPLER"] | {k: r.load_sampler() for k, r in ALGOS.items()}
+    assert TABLES["HYPERPARAMS_CONVERTER"] == stock["HYPERPARAMS_CONVERTER"] | {
+        k: r.load_converter() for k, r in ALGOS.items()
+    }
+    for name, table in TABLES.items():
+        assert vars(rl_zoo3.exp_manager)[name] is table
+    assert rl_zoo3.ALGOS is TABLES["ALGOS"]
+
+
+def test_registering_again_changes_nothing() -> None:
+    before = {name: dict(table) for name, table in TABLES.items()}
+    constructor = ExperimentManager.__init__
+    sb3_pg.register()
+    assert before == TABLES
+    assert ExperimentManager.__init__ is constructor
+
+
+@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("key", ALGOS)
+def test_a_foreign_entry_is_refused_and_nothing_changes(name: str, key: str) -> None:
+    remove_ours()
+    TABLES[name][key] = A2C
+    before = {table_name: dict(table) for table_name, table in TABLES.items()}
+    with pytest.raises(ValueError, match=rf"{name}\['{key}'\] is stable_baselines3\.a2c\.a2c\.A2C already.*Remove the other"):
+        sb3_pg.register()
+    assert before == TABLES
+
+
+def test_our_class_from_before_a_reload_is_ours() -> None:
+    ours = ALGOS["vpg"].load_class()
+    stale = type(ours.__name__, (A2C,), {"__module__": ours.__module__, "__qualname__": ours.__qualname__})
+    TABLES["ALGOS"]["vpg"] = stale
+    sb3_pg.register()
+    assert TABLES["ALGOS"]["vpg"] is ours
+
+
+@pytest.mark.parametrize("key", ALGOS)
+@pytest.mark.parametrize("no_config", [{}, {"config": None}, {"config": ""}])
+def test_our_yml_is_the_default(key: str, no_config: dict[str, Any], tmp_path: Path) -> None:
+    assert manager_of(key, tmp_path, **no_config).config == str(ALGOS[key].yml_path())
+
+
+@pytest.mark.parametrize("key", ALGOS)
+def test_a_config_of_the_users_wins(key: str, tmp_path: Path) -> None:
+    assert manager_of(key, tmp_path, config="mine.yml").config == "mine.yml"
+    parameters = inspect.signature(ExperimentManager).parameters
+    between = list(parameters)[4 : list(parameters).index("config")]  # after args, algo, env_id, log_folder
+    defaults = [parameters[name].default for name in between]
+    assert manager_of(key, tmp_path, *defaults, "mine.yml").config == "mine.yml"
+
+
+@pytest.mark.parametrize("algo", ["a2c", "ppo"])
+def test_other_algorithms_keep_the_zoos_yml(algo: str, tmp_path: Path) -> None:
+    assert Path(manager_of(algo, tmp_path).config) == Path(rl_zoo3.__file__).parent / "hyperparams" / f"{algo}.yml"
+    assert manager_of(algo, tmp_path, config="mine.yml").config == "mine.yml"
+
+
+def test_the_constructor_looks_like_the_zoos_and_is_wrapped_once() -> None:
+    constructor: Any = ExperimentManager.__init__
+    original = constructor.__wrapped__
+    assert not hasattr(original, "__wrapped__")
+    assert inspect.signature(constructor) == inspect.signature(original)
+    assert (constructor.__name__, constructor.__doc__) == (original.__name__, original.__doc__)
+
+
+def test_wrong_arguments_get_the_zoos_own_message() -> None:
+    constructor: Any = ExperimentManager
+    with pytest.raises(TypeError, match="missing 4 required positional arguments: 'args', 'algo', 'env_id', and 'log_folder'"):
+        constructor()
+    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+        constructor(None, "vpg", "CartPole-v1", "logs", colour="red")
+
+
+def test_a_subclass_with_its_own_constructor_gets_our_yml(tmp_path: Path) -> None:
+    class Manager(ExperimentManager):
+        def __init__(self, algo: str) -> None:
+            super().__init__(argparse.Namespace(), algo, "CartPole-v1", str(tmp_path))
+
+    assert Manager("vpg").config == str(ALGOS["vpg"].yml_path())
+
+
+def test_a_zoo_without_the_arguments_we_need_is_refused() -> None:
+    with pytest.raises(TypeError, match="does not take `algo` and `config`"):
+        patches._with_default_config(lambda algo: None)  # noqa: ARG005 # only its signature counts
+
+
+@pytest.mark.parametrize("key", ALGOS)
+def test_an_environment_without_an_entry_gets_the_default(
+    key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    default = yaml.safe_load(ALGOS[key].yml_path().read_text(encoding="utf-8"))["default"]
+    manager = ExperimentManager(argparse.Namespace(), key, "Blackjack-v1", str(tmp_path))
+    hyperparams, _ = manager.read_hyperparameters()
+    assert hyperparams == default
+    assert "Using 'default' hyperparameters" in capsys.readouterr().out
+
+
+@pytest.fixture
+def fake_robotics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """
+    Stand in for ``gymnasium_robotics``, so that it matters neither whether it is installed nor what it does.
+
+    :param tmp_path: Where the module goes.
+    :param monkeypatch: pytest's own.
+    :return: File of the module, empty.
+    """
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "gymnasium_robotics", raising=False)
+    module = tmp_path / "gymnasium_robotics.py"
+    module.touch()
+    importlib.invalidate_caches()
+    return module
+
+
+def test_gymnasium_robotics_is_imported_without_its_notice(
+    fake_robotics: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    notices = farama_notifications.notifications
+    monkeypatch.setitem(notices, "gymnasium_robotics", {"1.0": "a notice"})
+    fake_robotics.write_text("import farama_notifications as f\nprint(f.notifications.get('gymnasium_robotics', 'quiet'))")
+    patches.patch(rl_zoo3.import_envs)
+    assert sys.modules["gymnasium_robotics"].__file__ == str(fake_robotics)
+    assert capsys.readouterr().out == "quiet\n"
+    assert notices["gymnasium_robotics"] == {"1.0": "a notice"}
+
+
+def test_a_broken_gymnasium_robotics_is_one_warning(fake_robotics: Path) -> None:
+    fake_robotics.write_text("raise OSError('no display')")
+    with pytest.warns(RuntimeWarning, match="gymnasium_robotics is installed but cannot be imported.*OSError: no display"):
+        patches.patch(rl_zoo3.import_envs)
+
+
+def test_without_gymnasium_robotics_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # so Python marks a module that cannot be found
+    patches.patch(rl_zoo3.import_envs)
