@@ -1,0 +1,37 @@
+#!/usr/bin/env bash
+# From a fresh checkout to a trained VPG: set up .venv (once), train with the RL Zoo's own command, evaluate, draw the learning curve.
+# PYTHON=python3.12 chooses the Python, SEED=3 the seed of the training.
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+
+venv=.venv
+stamp=$venv/.sb3-pg-quickstart
+python=$(find_python)
+# Whatever decides what is installed, and where. The sources do not count: they are installed in place (-e).
+wanted=$(cat constraints.txt setup.cfg setup.py pyproject.toml | cksum)
+wanted+=" $("$python" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])') $PWD"
+
+# The stamp is there from the start, so that a folder of somebody else's is told from a set-up that was cut off, and says what is
+# installed only when everything is. Renaming first keeps it so if the removal is cut off.
+if [[ ! -e $stamp || $(<"$stamp") != "$wanted" ]]; then
+    [[ ! -e $venv || -e $stamp ]] || die "$PWD/$venv was not made by this script and is left alone; move it away and try again"
+    echo "== Setting up $PWD/$venv (once, a minute or two) =="
+    rm -rf "$venv-old"
+    [[ ! -e $venv ]] || mv "$venv" "$venv-old"
+    rm -rf "$venv-old"
+    mkdir "$venv"
+    touch "$stamp"
+    # setuptools warns of every installation in place, whatever it holds.
+    PYTHONWARNINGS=ignore create_venv "$python" "$venv" -e . matplotlib
+    echo "$wanted" >"$stamp"
+fi
+# The command below is then what a reader of the zoo's manual would type.
+export PATH="$PWD/$venv/bin:$PATH"
+
+echo "== Training =="
+python -m rl_zoo3.train --algo vpg --env CartPole-v1 -P --seed "${SEED:-1}"
+
+echo "== Result =="
+newest='from rl_zoo3.utils import get_latest_run_id; print(get_latest_run_id("logs/vpg", "CartPole-v1"))'
+run=logs/vpg/CartPole-v1_$(python -c "$newest")
+python scripts/evaluate.py "$run" --episodes 20
+python scripts/plot_learning_curve.py "$run" --output "$PWD/$run/learning_curve.png"

@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# Everything that must hold: lint, format, strict types, and all tests against the package as it is installed.
+# From nothing, in an environment of its own that is removed at the end. Arguments go to pytest: scripts/test.sh -k returns
+source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
+
+python=$(find_python)
+work=$(mktemp -d "$PWD/.venv-test.XXXXXX")
+trap 'rm -rf "$work"' EXIT
+trap 'exit 130' INT TERM HUP
+
+echo "== install (Python $("$python" -c 'import platform; print(platform.python_version())')) =="
+# Built from a copy, so that nothing left over from an earlier build in the checkout gets into the package.
+mkdir "$work/source"
+tar -cf - --exclude='./.git' --exclude='./.venv*' --exclude='./logs' --exclude='./build' --exclude='./dist' --exclude='*.egg-info' . |
+    tar -xf - -C "$work/source"
+create_venv "$python" "$work/venv" "$work/source[tests,mujoco]"
+export PATH="$work/venv/bin:$PATH"
+
+echo "== lint and format =="
+ruff check .
+ruff format --check .
+
+echo "== types =="
+mypy sb3_pg scripts
+
+echo "== tests =="
+pytest --installed -n "${PYTEST_WORKERS:-2}" "$@" </dev/null

@@ -1,0 +1,149 @@
+"""Imports run one way only, and importing the package costs nothing."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import sb3_pg
+
+PACKAGE = Path(sb3_pg.__file__).resolve().parent
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+# Layer of each module, lowest first; a longer name beats a shorter one, and any other folder of the package is an algorithm.
+# A module imports from the layers below and from its own.
+ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, ZOO, TOP = range(7)
+LAYERS = {
+    "sb3_pg.common.returns": ARRAYS,
+    "sb3_pg.common.baselines": ARRAYS,
+    "sb3_pg.common.losses": TENSORS,
+    "sb3_pg.common.distributions": TENSORS,
+    "sb3_pg.common.buffers": TRAINING,
+    "sb3_pg.common.policies": TRAINING,
+    "sb3_pg.common.on_policy": TRAINING,
+    "sb3_pg.registry": REGISTRY,
+    "sb3_pg.zoo": ZOO,
+}
+# What a layer may import from outside, besides the standard library; None is anything.
+ALLOWED = {
+    ARRAYS: {"numpy"},
+    TENSORS: {"numpy", "torch"},
+    TRAINING: {"numpy", "torch", "gymnasium", "stable_baselines3"},
+    ALGORITHM: {"numpy", "torch", "gymnasium", "stable_baselines3", "optuna"},
+    REGISTRY: {"optuna", "stable_baselines3"},
+    ZOO: None,
+    TOP: set(),
+}
+
+
+def layer_of(module: str) -> int:
+    """
+    Look up a module.
+
+    :param module: Its dotted name.
+    :return: Its layer.
+    :raises ValueError: It lies in ``sb3_pg.common`` or beside it and has no layer yet.
+    """
+    if module in ("sb3_pg", "sb3_pg.common"):
+        return TOP
+    parts = module.split(".")
+    for end in range(len(parts), 1, -1):
+        if (name := ".".join(parts[:end])) in LAYERS:
+            return LAYERS[name]
+    if parts[1] == "common" or (PACKAGE / f"{parts[1]}.py").exists():
+        raise ValueError(f"give {module} a layer in {Path(__file__).name}")
+    return ALGORITHM
+
+
+def name_of(path: Path) -> str:
+    """
+    Name a module.
+
+    :param path: Its file in the package.
+    :return: Its dotted name.
+    """
+    parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports_of(source: str) -> Iterator[str]:
+    """
+    List what a module imports: at its top, in functions and for type checking alike.
+
+    :param source: Its text.
+    :return: Dotted names; each name of a ``from`` import is taken for a module, which is right for the first two parts.
+    :raises ValueError: The module imports relatively.
+    """
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            if node.level or node.module is None:
+                raise ValueError("write imports absolute, as everywhere else")
+            # `from sb3_pg.common import returns` imports sb3_pg.common.returns, `from sb3_pg import VPG` the top.
+            spread = node.module == "sb3_pg.common"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names) if spread else [node.module]
+
+
+def violations(module: str, source: str) -> list[str]:
+    """
+    Check the imports of one module.
+
+    :param module: Its dotted name.
+    :param source: Its text.
+    :return: The names that it must not import.
+    """
+    layer = layer_of(module)
+
+    def forbidden(name: str) -> bool:
+        top = name.partition(".")[0]
+        if top != "sb3_pg":
+            allowed = ALLOWED[layer]
+            return allowed is not None and top not in allowed | sys.stdlib_module_names
+        if layer == layer_of(name) == ALGORITHM:
+            return name.split(".")[1] != module.split(".")[1]
+        return layer_of(name) > layer
+
+    return [name for name in imports_of(source) if forbidden(name)]
+
+
+@pytest.mark.parametrize("path", MODULES, ids=[name_of(path) for path in MODULES])
+def test_imports_run_one_way(path: Path) -> None:
+    assert violations(name_of(path), path.read_text(encoding="utf-8")) == []
+
+
+@pytest.mark.parametrize(
+    ("module", "source"),
+    [
+        ("sb3_pg.common.returns", "import torch as th"),
+        ("sb3_pg.common.baselines", "def f():\n    from stable_baselines3.common.buffers import RolloutBuffer"),
+        ("sb3_pg.common.losses", "from sb3_pg.common import buffers"),
+        ("sb3_pg.common.losses", "import stable_baselines3"),
+        ("sb3_pg.common.buffers", "from sb3_pg.vpg import vpg"),
+        ("sb3_pg.vpg.vpg", "import sb3_pg.svg0.policies"),
+        ("sb3_pg.vpg.vpg", "from sb3_pg.registry import ALGOS"),
+        ("sb3_pg.vpg.vpg", "from sb3_pg import VPG"),
+        ("sb3_pg.vpg.tuning", "import rl_zoo3"),
+        ("sb3_pg.registry", "from sb3_pg.zoo import register"),
+        ("sb3_pg", "import numpy"),
+    ],
+)
+def test_wrong_imports_are_seen(module: str, source: str) -> None:
+    assert len(violations(module, source)) == 1
+
+
+def test_importing_the_package_imports_nothing_else() -> None:
+    code = """
+import sys
+before = set(sys.modules)
+import sb3_pg
+new = {name.partition(".")[0] for name in set(sys.modules) - before}
+print(*sorted(new - sys.stdlib_module_names - {"sb3_pg"}))
+print(*sorted({"gymnasium", "numpy", "optuna", "pandas", "rl_zoo3", "stable_baselines3", "torch"} & set(sys.modules)))
+"""
+    environment = {"PYTHONPATH": str(PACKAGE.parent)}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout == "\n\n"
