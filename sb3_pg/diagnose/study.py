@@ -1,0 +1,340 @@
+"""The measurement: the same episodes for every estimator, and a reference gradient from many others."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sb3_pg.diagnose.estimators import DEFAULT_ESTIMATORS, Estimator
+from sb3_pg.diagnose.moments import Interval, Reference, summarize
+from sb3_pg.diagnose.policies import Environment, Policy, Task, env_name, new_policy, saved_policy, state_arrays
+from sb3_pg.diagnose.sampling import Estimates, Job, Sampler, concatenate, one_thread, run_jobs
+
+# Environment steps for each estimator, and the number of estimates at which short episodes stop.
+DEFAULT_BUDGET = 200_000
+_MAX_DEFAULT_BATCHES = 200
+# A variance from fewer estimates would say little.
+_MIN_DEFAULT_BATCHES = 20
+# Batches of the reference for each batch of an estimator.
+REFERENCE_FACTOR = 4
+# Unbiased whatever the episodes are, and as a rule the least noisy of those that are.
+_REFERENCE = Estimator("reward_to_go", "mean")
+_REFERENCE_OF_ONE_EPISODE = Estimator("reward_to_go", "none")
+# Steps that a critic is fitted on: rollouts of all its environments, by VPG's own code.
+DEFAULT_CRITIC_STEPS = 20_480
+_CRITIC_ENVIRONMENTS = 8
+_CRITIC_OPTIONS = {
+    "learning_rate": 0.0,
+    "n_steps": 256,
+    "value_learning_rate": "lin_1e-2",
+    "n_value_updates": 100,
+    "value_batch_size": 256,
+}
+_PILOT_BATCHES = 4
+# Pieces into which the work on an estimator is cut, for the processes and the progress bar.
+_CHUNKS = 20
+# Where each kind of experience gets its seeds from: no two share an episode.
+_PILOT, _CRITIC, _REFERENCE_STREAM, _MEASURED, _BOOTSTRAP = range(5)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """
+    What was measured of one estimator, and under which circumstances.
+
+    :param env: environment
+    :param policy: policy
+    :param estimator: weight of the score function, VPG's ``advantage_estimator`` (``n_step:5``, ``gae:0.97``)
+    :param baseline: VPG's ``baseline``
+    :param variance: ``tr Cov`` of an estimate, with its 95% bootstrap interval, like all that follow
+    :param snr: signal-to-noise ratio ``|E x|^2 / tr Cov x``, estimated without bias (so it may come out negative)
+    :param cosine: mean cosine between an estimate and the reference gradient
+    :param bias: distance of the mean estimate from the reference gradient, in units of the gradient's length
+    :param gamma: discount factor
+    :param discount_gradient: whether step t is weighed by ``gamma^t``
+    :param n_episodes: episodes in an estimate
+    :param n_batches: number of estimates
+    :param steps: environment steps in an estimate, on average
+    :param critic_steps: environment steps that the critic was fitted on for this measurement; 0 without critic
+    :param reference_batches: batches of the reference
+    :param reference_accuracy: estimated cosine between the reference and the gradient it stands for
+    :param seed: seed
+    """
+
+    env: str
+    policy: str
+    estimator: str
+    baseline: str
+    variance: Interval
+    snr: Interval
+    cosine: Interval
+    bias: Interval
+    gamma: float
+    discount_gradient: bool
+    n_episodes: int
+    n_batches: int
+    steps: float
+    critic_steps: int
+    reference_batches: int
+    reference_accuracy: float
+    seed: int
+
+
+def measure(
+    env: Environment,
+    model: str | Path | None = None,
+    *,
+    estimators: Sequence[str] | None = None,
+    n_batches: int | None = None,
+    budget: int | None = None,
+    reference_batches: int | None = None,
+    n_episodes: int = 10,
+    gamma: float | None = None,
+    discount_gradient: bool = True,
+    critic_steps: int | None = None,
+    policy: str | None = None,
+    vec_normalize: str | Path | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    n_jobs: int = 1,
+    progress: Progress | None = None,
+    on_result: Callable[[Measurement], None] | None = None,
+) -> list[Measurement]:
+    """
+    Measure how good estimators of the policy gradient are: variance, signal-to-noise ratio, bias, and direction.
+
+    All estimators see the same episodes, so each estimate takes the same number of environment steps whatever the estimator.
+    The reference gradient is the mean of reward-to-go estimates with a leave-one-out baseline, which is unbiased, over
+    other episodes; a critic is fitted on others again. Random generators are re-seeded.
+
+    :param env: id of the environment, or a function that makes it
+    :param model: zip file of a saved VPG, A2C, PPO, ...; ``None``: a new policy
+    :param estimators: names as in ``reward_to_go+mean``, ``n_step:5+value``, ``gae:0.97+value``; ``None``: all kinds. Without
+        ``discount_gradient`` and with ``gamma < 1`` those of the total return have another target and are left out
+    :param n_batches: number of estimates by each estimator; ``None``: as many as the budget allows
+    :param budget: environment steps for the estimates of each estimator. If neither is given, 200,000 steps, but between 20 and
+        200 estimates
+    :param reference_batches: number of estimates whose mean is the reference, ``None``: four times ``n_batches``
+    :param n_episodes: episodes in an estimate
+    :param gamma: discount factor, ``None``: the model's own, 0.99 for a new policy
+    :param discount_gradient: measure estimators of the gradient of ``E[sum_t gamma^t r_t]``; otherwise of the usual expression
+        without ``gamma^t`` before step t
+    :param critic_steps: environment steps on which the critic is fitted, ``None``: 20,480, or 0 if a saved model has a critic
+        for this ``gamma``
+    :param policy: name of a new policy, such as ``"LinearPolicy"``; ``None``: by the kind of the observations
+    :param vec_normalize: file with the statistics of the ``VecNormalize`` wrapper that a saved model was trained with
+    :param env_kwargs: keyword arguments of the environment
+    :param seed: seed of everything
+    :param n_jobs: number of processes; the results do not depend on it
+    :param progress: called with what is being done, how much of it is done, and how much there is
+    :param on_result: called with each measurement as soon as it is there
+    :return: one measurement for each estimator
+    :raises ValueError: options that exclude one another or are out of range, or a model that does not fit
+    """
+    _check(n_batches, budget, reference_batches, critic_steps, policy if model is not None else None, seed, n_jobs)
+    task = Task(
+        env=env,
+        env_kwargs=dict(env_kwargs or {}),
+        vec_normalize=None if vec_normalize is None else Path(vec_normalize),
+        policy_class="",
+        policy_kwargs={},
+        use_sde=False,
+        parameters={},
+        gamma=0.99 if gamma is None else gamma,
+        n_episodes=n_episodes,
+        discount_gradient=discount_gradient,
+    )
+    report = progress or (lambda what, done, total: None)
+    with one_thread():
+        subject = new_policy(task, policy, seed) if model is None else saved_policy(task, Path(model), gamma)
+        chosen = _choose(estimators, subject.task)
+        study = _Study(subject, chosen, critic_steps, seed, n_jobs, report)
+        results = []
+        for result in study.run(n_batches, budget, reference_batches):
+            results.append(result)
+            if on_result is not None:
+                on_result(result)
+    return results
+
+
+class _Study:
+    """
+    One call of :func:`measure`.
+
+    :param policy: policy
+    :param estimators: what to measure
+    :param critic_steps: environment steps for the critic, ``None``: as needed
+    :param seed: seed of everything
+    :param n_jobs: number of processes
+    :param progress: called with what is being done, how much of it is done, and how much there is
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        estimators: Sequence[Estimator],
+        critic_steps: int | None,
+        seed: int,
+        n_jobs: int,
+        progress: Progress,
+    ) -> None:
+        self.policy, self.estimators = policy, estimators
+        self.seed, self.n_jobs, self.progress = seed, n_jobs, progress
+        self.reference = _REFERENCE if policy.task.n_episodes > 1 else _REFERENCE_OF_ONE_EPISODE
+        wanted = (0 if policy.has_critic else DEFAULT_CRITIC_STEPS) if critic_steps is None else critic_steps
+        self.critic_steps = wanted if any(estimator.baseline == "value" for estimator in estimators) else 0
+
+    def run(self, n_batches: int | None, budget: int | None, reference_batches: int | None) -> Iterator[Measurement]:
+        """Measure one estimator after the other."""
+        sampler = Sampler(self.policy.task)
+        try:
+            for estimator in self.estimators:
+                sampler.model(estimator)  # raises if VPG does not know the combination, before any work is done
+            if n_batches is None:
+                n_batches = self._number_of_batches(sampler, budget)
+            m_batches = REFERENCE_FACTOR * n_batches if reference_batches is None else reference_batches
+            if self.critic_steps > 0:
+                sampler.close()
+                sampler = Sampler(self._with_fitted_critic())
+            yield from self._measure(sampler, n_batches, m_batches)
+        finally:
+            sampler.close()
+
+    def _measure(self, sampler: Sampler, n_batches: int, m_batches: int) -> Iterator[Measurement]:
+        plan = [(self.reference, _REFERENCE_STREAM, m_batches), *((e, _MEASURED, n_batches) for e in self.estimators)]
+        jobs = [self._jobs(*item) for item in plan]
+        results = run_jobs(sampler, [job for piece in jobs for job in piece], self.n_jobs)
+        reference = None
+        for (estimator, _, total), piece in zip(plan, jobs, strict=True):
+            name = "reference gradient" if reference is None else estimator.name
+            estimates = self._gather(islice(results, len(piece)), name, total)
+            if reference is None:
+                reference = Reference(estimates.gradients)
+                accuracy = reference.accuracy
+            else:
+                yield self._describe(estimator, estimates, reference, accuracy)
+
+    def _describe(
+        self, estimator: Estimator, estimates: Estimates, reference: Reference, accuracy: float
+    ) -> Measurement:
+        task = self.policy.task
+        summary = summarize(estimates.gradients, reference, np.random.default_rng([self.seed, _BOOTSTRAP]))
+        return Measurement(
+            env=env_name(task.env),
+            policy=self.policy.label,
+            estimator=estimator.weight_name,
+            baseline=estimator.baseline,
+            **summary._asdict(),
+            gamma=task.gamma,
+            discount_gradient=task.discount_gradient,
+            n_episodes=task.n_episodes,
+            n_batches=len(estimates.steps),
+            steps=float(estimates.steps.mean()),
+            critic_steps=self.critic_steps if estimator.baseline == "value" else 0,
+            reference_batches=len(reference.estimates),
+            reference_accuracy=accuracy,
+            seed=self.seed,
+        )
+
+    def _gather(self, results: Iterator[Estimates], name: str, total: int) -> Estimates:
+        parts, done = [], 0
+        self.progress(name, done, total)
+        for part in results:
+            parts.append(part)
+            done += len(part.steps)
+            self.progress(name, done, total)
+        return concatenate(parts)
+
+    def _jobs(self, estimator: Estimator, stream: int, n_batches: int) -> list[Job]:
+        seeds = [self._seed(stream, index) for index in range(n_batches)]
+        size = math.ceil(n_batches / _CHUNKS)
+        return [Job(estimator, seeds[start : start + size]) for start in range(0, n_batches, size)]
+
+    def _seed(self, stream: int, index: int) -> int:
+        return int(np.random.SeedSequence(self.seed, spawn_key=(stream, index)).generate_state(1)[0] >> 1)
+
+    def _number_of_batches(self, sampler: Sampler, budget: int | None) -> int:
+        """As many estimates as the budget allows, by the length of the episodes of a few."""
+        seeds = [self._seed(_PILOT, index) for index in range(_PILOT_BATCHES)]
+        self.progress("length of episodes", 0, _PILOT_BATCHES)
+        steps = sampler.draw(Job(self.reference, seeds)).steps.mean()
+        self.progress("length of episodes", _PILOT_BATCHES, _PILOT_BATCHES)
+        if budget is None:
+            return int(np.clip(DEFAULT_BUDGET // steps, _MIN_DEFAULT_BATCHES, _MAX_DEFAULT_BATCHES))
+        if budget < 2 * steps:
+            raise ValueError(
+                f"budget={budget} is less than two estimates of {self.policy.task.n_episodes} episodes, which take about {steps:.0f} "
+                "steps each: raise budget, or lower n_episodes"
+            )
+        return int(budget // steps)
+
+    def _with_fitted_critic(self) -> Task:
+        """Fit the critic on experience of its own. The learning rate of the policy is 0, so that it stays what it is."""
+        self.progress("critic", 0, self.critic_steps)
+        task = self.policy.task
+        env = task.make_environments(_CRITIC_ENVIRONMENTS)
+        try:
+            model = task.make_model(env, **_CRITIC_OPTIONS)
+            model.set_random_seed(self._seed(_CRITIC, 0))
+            model.learn(self.critic_steps)
+        finally:
+            env.close()
+        self.critic_steps = model.num_timesteps
+        self.progress("critic", self.critic_steps, self.critic_steps)
+        return task._replace(parameters=state_arrays(model))
+
+
+def _choose(names: Sequence[str] | None, task: Task) -> list[Estimator]:
+    """
+    :raises ValueError: an unknown name, one that is there twice, none at all, or a total return whose target is another
+    """
+    same_target = task.discount_gradient or task.gamma == 1
+    if names is None:
+        chosen = [Estimator.parse(name) for name in DEFAULT_ESTIMATORS]
+        return [
+            estimator
+            for estimator in chosen
+            if (same_target or estimator.weight != "total_return")
+            and (task.n_episodes > 1 or estimator.baseline not in ("mean", "optimal"))
+        ]
+    chosen = [Estimator.parse(name) for name in names]
+    if not chosen or len(set(chosen)) < len(chosen):
+        raise ValueError(f"estimators={list(names)} must name at least one, and none twice")
+    if not same_target and any(estimator.weight == "total_return" for estimator in chosen):
+        raise ValueError(
+            f"the total return estimates the gradient of the discounted objective, the others do not with discount_gradient=False "
+            f"and gamma={task.gamma}: leave it out, or use discount_gradient=True or gamma=1"
+        )
+    return chosen
+
+
+def _check(
+    n_batches: int | None,
+    budget: int | None,
+    reference_batches: int | None,
+    critic_steps: int | None,
+    policy: str | None,
+    seed: int,
+    n_jobs: int,
+) -> None:
+    if n_batches is not None and budget is not None:
+        raise ValueError(f"n_batches={n_batches} and budget={budget} exclude one another: leave out one of them")
+    if policy is not None:
+        raise ValueError(f"policy={policy!r} is for a new policy, and model has its own: leave out one of them")
+    minima: list[tuple[str, int | None, int]] = [
+        ("n_batches", n_batches, 2),
+        ("budget", budget, 1),
+        ("reference_batches", reference_batches, 2),
+        ("critic_steps", critic_steps, 0),
+        ("seed", seed, 0),
+        ("n_jobs", n_jobs, 1),
+    ]
+    for name, value, minimum in minima:
+        if value is not None and value < minimum:
+            raise ValueError(f"{name}={value} must be at least {minimum}")

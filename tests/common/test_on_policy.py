@@ -1,0 +1,421 @@
+"""The collect loop: what is stored, what is counted, and what the callbacks see, against what the environments did."""
+
+import copy
+import itertools
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from envs import OBSERVATION_SPACES, MatchEnv
+from gymnasium import spaces
+from smoke_envs import SCRIPTS, Recorder, Rollout, Script, ScriptedEnv, scripted_reward, scripted_vec_env
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.policies import ActorCriticPolicy
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
+
+from sb3_pg import VPG
+from sb3_pg.common import on_policy
+from sb3_pg.common.buffers import PolicyGradientBuffer
+from sb3_pg.common.on_policy import as_schedule
+
+
+def snapshot(buffer: PolicyGradientBuffer) -> dict[str, Any]:
+    """Copies of all that a complete rollout holds."""
+    names = ("observations", "actions", "rewards", "episode_starts", "terminated", "truncated", "used", "episode_steps")
+    return {
+        **{name: copy.deepcopy(getattr(buffer, name)) for name in names},
+        **{name: np.array(getattr(buffer, name)) for name in ("values", "next_values") if hasattr(buffer, name)},
+    }
+
+
+def collect(env: VecEnv, n_rollouts: int = 3, policy: str = "MlpPolicy", **kwargs: Any) -> tuple[VPG, list[Rollout]]:
+    """Collect rollouts with a policy that is not uniform and does not learn; ``at_end`` holds the contents of the buffer."""
+    model = VPG(policy, env, learning_rate=lambda _: 0.0, seed=0, device="cpu", **kwargs)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.1 * th.randn(parameter.shape))
+    recorder = Recorder(at_end=lambda m: snapshot(m.rollout_buffer))
+    for i in range(n_rollouts):
+        model.learn(1, callback=recorder, reset_num_timesteps=i == 0)
+    return model, recorder.rollouts
+
+
+def column(rollout: Rollout, name: str) -> np.ndarray:
+    """One attribute of all steps, ``[T, N, ...]``."""
+    return np.stack([np.stack([getattr(step, name) for step in steps]) for steps in rollout.steps], axis=1)
+
+
+def value_of(policy: ActorCriticPolicy, obs: Any) -> float:
+    with th.no_grad():
+        return float(policy.predict_values(policy.obs_to_tensor(obs)[0]).item())
+
+
+MODES: list[dict[str, Any]] = [{"n_steps": 7}, {"n_episodes": 4}]
+
+
+# ------------------------------------------------------------------------------------------------------- what is stored
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_buffer_holds_what_happened(mode: dict[str, Any]) -> None:
+    _, rollouts = collect(scripted_vec_env(), **mode)
+    for rollout in rollouts:
+        stored = rollout.at_end
+        assert np.array_equal(stored["observations"], column(rollout, "obs"))
+        assert np.array_equal(stored["actions"][..., 0], column(rollout, "action"))
+        for name in ("terminated", "truncated"):
+            assert np.array_equal(stored[name], column(rollout, name))
+        assert np.array_equal(stored["episode_starts"], column(rollout, "t") == 0)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_rewards_are_the_environments_own_at_every_step(mode: dict[str, Any]) -> None:
+    """Recomputed from the observations, which tell environment, episode and step; truncated ones are among them."""
+    _, rollouts = collect(scripted_vec_env(), **mode)
+    assert any(rollout.at_end["truncated"].any() for rollout in rollouts)
+    for rollout in rollouts:
+        stored = rollout.at_end
+        for t, i in np.ndindex(stored["rewards"].shape):
+            number, episode, step = np.rint(stored["observations"][t, i] * 10).astype(int)
+            expected = scripted_reward(number, episode, step, stored["actions"][t, i, 0])
+            assert stored["rewards"][t, i] == pytest.approx(expected, abs=1e-6)
+
+
+def test_termination_wins_where_the_time_limit_strikes_at_the_same_step() -> None:
+    _, rollouts = collect(scripted_vec_env([[(2, "both")], [(2, "truncated")], [(2, "terminated")]]), 1, n_steps=6)
+    stored = rollouts[0].at_end
+    last = np.array([False, True] * 3)
+    assert np.array_equal(stored["terminated"], np.stack([last, ~last & last, last], axis=1))
+    assert np.array_equal(stored["truncated"], np.stack([~last & last, last, ~last & last], axis=1))
+
+
+def test_actions_are_stored_as_sampled_and_executed_as_clipped() -> None:
+    received: list[np.ndarray] = []
+
+    class Listening(ScriptedEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            received.append(np.array(action))
+            return super().step(action)
+
+    space = spaces.Box(np.array([-0.2, 3.0], dtype=np.float32), np.array([0.1, 4.0], dtype=np.float32))
+    _, rollouts = collect(DummyVecEnv([lambda: Monitor(Listening(0, SCRIPTS[0], space))]), 1, n_steps=40)
+    sampled = rollouts[0].at_end["actions"][:, 0]
+    assert np.array_equal(np.clip(sampled, space.low, space.high), received)
+    assert (sampled < space.low).any(axis=0).all()
+    assert (sampled > space.high).any(axis=0)[0]
+
+
+def test_squashed_actions_are_stored_as_sampled_and_executed_scaled_to_the_bounds() -> None:
+    received: list[np.ndarray] = []
+
+    class Listening(ScriptedEnv):
+        def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+            received.append(np.array(action))
+            return super().step(action)
+
+    space = spaces.Box(np.array([-0.2, 3.0], dtype=np.float32), np.array([0.1, 4.0], dtype=np.float32))
+    env = DummyVecEnv([lambda: Monitor(Listening(0, SCRIPTS[0], space))])
+    _, rollouts = collect(env, 1, n_steps=40, use_sde=True, policy_kwargs={"squash_output": True})
+    sampled = rollouts[0].at_end["actions"][:, 0]
+    assert np.abs(sampled).max() < 1
+    assert np.allclose(space.low + (sampled + 1) / 2 * (space.high - space.low), received, atol=1e-6)
+
+
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_observations_of_every_kind_are_stored_and_evaluated(observation: str, mode: dict[str, Any]) -> None:
+    env = DummyVecEnv([lambda: Monitor(MatchEnv(observation, length=3, truncate=True)) for _ in range(2)])
+    policy = {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_image": "MultiInputPolicy"}.get(observation, "MlpPolicy")
+    model, rollouts = collect(env, 1, policy, **mode)
+    stored, steps = rollouts[0].at_end, rollouts[0].steps
+    for t, i in np.ndindex(stored["rewards"].shape):
+        step, kept = steps[i][t], stored["observations"]
+        if isinstance(step.obs, dict):
+            assert all(np.array_equal(kept[key][t, i].ravel(), np.ravel(part)) for key, part in step.obs.items())
+            assert all(kept[key].dtype == OBSERVATION_SPACES[observation][key].dtype for key in kept)  # type: ignore[index]  # Dict
+        else:
+            assert np.array_equal(kept[t, i].ravel(), np.ravel(step.obs))
+            assert kept.dtype == OBSERVATION_SPACES[observation].dtype
+        assert stored["values"][t, i] == pytest.approx(value_of(model.policy, step.obs), abs=1e-4)
+        assert stored["next_values"][t, i] == pytest.approx(value_of(model.policy, step.next_obs), abs=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------------------- values
+
+
+@pytest.mark.parametrize("chunk", [4096, 5, 1])
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_values_are_those_of_each_observation_alone(mode: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the final observation where an episode was cut, of the next one elsewhere, of the last one where a rollout ends."""
+    monkeypatch.setattr(on_policy, "VALUE_BATCH_SIZE", chunk)
+    model, rollouts = collect(scripted_vec_env(), **mode)
+    seen = {"truncated": 0, "next": 0, "end": 0}
+    for rollout in rollouts:
+        stored = rollout.at_end
+        for t, i in zip(*np.nonzero(stored["used"]), strict=True):
+            step = rollout.steps[i][t]
+            assert stored["values"][t, i] == pytest.approx(value_of(model.policy, step.obs), abs=1e-5)
+            if step.terminated:
+                continue
+            assert stored["next_values"][t, i] == pytest.approx(value_of(model.policy, step.next_obs), abs=1e-5)
+            seen["truncated" if step.truncated else "end" if t == len(stored["used"]) - 1 else "next"] += 1
+    assert seen["truncated"] > 2
+    assert seen["next"] > 10
+    assert (seen["end"] > 0) == ("n_steps" in mode)  # whole episodes end with themselves
+
+
+def test_values_and_actions_are_computed_in_evaluation_mode() -> None:
+    """Dropout would make them random, and batch normalisation would learn from them."""
+    model, _ = collect(scripted_vec_env(), 1, n_steps=7)
+    layers = th.nn.Sequential(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64))
+    model.policy.mlp_extractor.value_net.append(layers)
+    model.policy.mlp_extractor.policy_net.append(layers)
+    model.policy.set_training_mode(True)
+    callback = model._setup_learn(14, None, reset_num_timesteps=False)[1]
+    assert model.env is not None
+    model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=7)
+    assert layers[1].num_batches_tracked.item() == 0
+    model.policy.set_training_mode(False)
+    again = value_of(model.policy, model.rollout_buffer.observations[3, 1])
+    assert model.rollout_buffer.values[3, 1] == pytest.approx(again, abs=1e-5)
+
+
+def test_final_observations_are_normalised_as_all_others() -> None:
+    env = VecNormalize(scripted_vec_env([[(3, "truncated")], [(2, "truncated")]]), norm_reward=False)
+    VPG("MlpPolicy", env, seed=0, n_steps=50).learn(1)
+    env.training = False  # statistics of the fifty steps, for good
+    model, rollouts = collect(env, 1, n_steps=6)
+    cuts = [(t, i) for i, length in ((0, 3), (1, 2)) for t in range(length - 1, 6, length)]
+    for t, i in cuts:
+        first = rollouts[0].steps[i][t + 1 - (3, 2)[i]].obs
+        raw = env.unnormalize_obs(first) + np.array([0, 0, (0.3, 0.2)[i]])  # the last step of the episode
+        normalised = np.asarray(env.normalize_obs(raw), dtype=np.float32)
+        assert np.abs(normalised - raw).max() > 0.5
+        assert rollouts[0].at_end["next_values"][t, i] == pytest.approx(value_of(model.policy, normalised), abs=1e-4)
+
+
+# --------------------------------------------------------------------------------------------------- steps of episodes
+
+
+def test_steps_of_episodes_are_counted_across_rollouts() -> None:
+    scripts: list[Script] = [[(25, "terminated")], [(4, "truncated"), (9, "terminated")], [(10, "both")]]
+    _, rollouts = collect(scripted_vec_env(scripts), 8, n_steps=7)
+    counted = np.concatenate([rollout.at_end["episode_steps"] for rollout in rollouts])
+    assert np.array_equal(counted, np.concatenate([column(rollout, "t") for rollout in rollouts]))
+    assert counted.max() == 24
+
+
+def test_steps_of_episodes_start_again_after_a_reset() -> None:
+    """A new call of learn() with a reset, a new environment, and a training that was stopped within an episode."""
+    scripts: list[Script] = [[(100, "terminated")], [(100, "terminated")]]
+    model, _ = collect(scripted_vec_env(scripts), 1, n_steps=7)
+
+    def next_steps(**kwargs: Any) -> list[int]:
+        model.learn(1, **kwargs)
+        steps: list[int] = model.rollout_buffer.episode_steps[:, 0].tolist()
+        return steps
+
+    assert next_steps(reset_num_timesteps=False) == list(range(7, 14))
+    assert next_steps(reset_num_timesteps=True) == list(range(7))
+    model.set_env(scripted_vec_env(scripts))
+    assert next_steps(reset_num_timesteps=False) == list(range(7))
+    model.learn(1000, callback=lambda *_: False, reset_num_timesteps=False)
+    assert next_steps(reset_num_timesteps=False) == list(range(7))
+
+
+def test_steps_of_episodes_survive_saving_when_the_environments_go_on(tmp_path: Any) -> None:
+    env = scripted_vec_env([[(100, "terminated")], [(100, "terminated")]])
+    model, _ = collect(env, 1, n_steps=7)
+    model.save(tmp_path / "model")
+    loaded = VPG.load(tmp_path / "model", env=env, force_reset=False)
+    loaded.learn(1, reset_num_timesteps=False)
+    assert loaded.rollout_buffer.episode_steps[:, 1].tolist() == list(range(7, 14))
+
+
+# --------------------------------------------------------------------------------------------------------- whole episodes
+
+
+@pytest.mark.parametrize("quota", [1, 2, 3])
+def test_each_environment_delivers_its_quota_and_no_more(quota: int) -> None:
+    model, rollouts = collect(scripted_vec_env(), 4, n_episodes=2 * quota)
+    vectorised = 0
+    for rollout in rollouts:
+        used, stored = rollout.at_end["used"], rollout.at_end
+        assert column(rollout, "t")[0].tolist() == [0, 0]  # a reset before
+        for i, steps in enumerate(rollout.steps):
+            ends = np.flatnonzero([step.done for step in steps])
+            assert used[:, i].tolist() == [t <= ends[quota - 1] for t in range(len(steps))]
+        # It ends when the slowest environment is through.
+        assert used[-1].any()
+        assert (stored["terminated"] | stored["truncated"])[used].sum() == 2 * quota
+        vectorised += len(used)
+    assert model.num_timesteps == 2 * vectorised
+    assert not all(rollout.at_end["used"].all() for rollout in rollouts)
+
+
+def test_only_used_episodes_enter_the_statistics() -> None:
+    scripts: list[Script] = [[(1, "terminated")], [(10, "terminated")]]
+    model, rollouts = collect(scripted_vec_env(scripts), 1, n_episodes=4)
+    assert model.ep_info_buffer is not None
+    assert sorted(info["l"] for info in model.ep_info_buffer) == [1, 1, 10, 10]
+    assert model.ep_success_buffer is not None
+    assert len(model.ep_success_buffer) == 4
+    assert len(rollouts[0].steps[0]) == 20
+
+
+def test_fixed_rollouts_use_every_step_and_go_on_where_the_last_one_ended() -> None:
+    model, rollouts = collect(scripted_vec_env(), 3, n_steps=5)
+    assert all(rollout.at_end["used"].all() for rollout in rollouts)
+    assert model.num_timesteps == 3 * 5 * 2
+    for earlier, later in itertools.pairwise(rollouts):
+        for i in range(2):
+            last, first = earlier.steps[i][-1], later.steps[i][0]
+            assert last.done or np.array_equal(last.next_obs, first.obs)
+
+
+def test_storage_grows_with_long_episodes_and_is_reused() -> None:
+    model, rollouts = collect(scripted_vec_env([[(300, "terminated")], [(10, "truncated")]]), 1, n_episodes=2)
+    arrays = [model.rollout_buffer.observations, model.rollout_buffer.rewards]
+    assert np.array_equal(model.rollout_buffer.observations, column(rollouts[0], "obs"))
+    assert model.rollout_buffer.rewards.shape == (300, 2)
+    for _ in range(2):
+        model.learn(1, reset_num_timesteps=False)
+        assert np.shares_memory(model.rollout_buffer.observations, arrays[0])
+        assert np.shares_memory(model.rollout_buffer.rewards, arrays[1])
+
+
+# ------------------------------------------------------------------------------------------------------------ callbacks
+
+
+class Watching(BaseCallback):
+    """
+    Check at each call what callbacks may rely on.
+
+    :param stop_after: number of calls after which the training is stopped
+    """
+
+    def __init__(self, stop_after: int | None = None) -> None:
+        super().__init__()
+        self.stop_after = stop_after
+        self.events: list[str] = []
+
+    def _on_training_start(self) -> None:
+        self.events.append("training starts")
+
+    def _on_rollout_start(self) -> None:
+        self.events.append("rollout starts")
+
+    def _on_step(self) -> bool:
+        assert self.num_timesteps == self.model.num_timesteps == self.n_calls * self.training_env.num_envs
+        for name in ("rewards", "dones", "infos", "new_obs", "actions", "clipped_actions"):
+            assert len(self.locals[name]) == self.training_env.num_envs
+        assert self.locals["rollout_buffer"] is self.model.rollout_buffer  # type: ignore[attr-defined]  # an on-policy model
+        assert self.locals["env"] is self.training_env
+        return self.n_calls != self.stop_after
+
+    def _on_rollout_end(self) -> None:
+        buffer = self.locals["rollout_buffer"]
+        assert buffer.returns.shape == buffer.advantages.shape == buffer.rewards.shape
+        self.events.append("rollout ends")
+
+    def _on_training_end(self) -> None:
+        self.events.append("training ends")
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_callbacks_run_at_every_vectorised_step(mode: dict[str, Any]) -> None:
+    model = VPG("MlpPolicy", scripted_vec_env(), seed=0, **mode)
+    callback = Watching()
+    model.learn(50, callback=callback)
+    assert callback.n_calls == model.num_timesteps / 2 >= 25
+    n_rollouts = callback.events.count("rollout ends")
+    assert callback.events == ["training starts", *["rollout starts", "rollout ends"] * n_rollouts, "training ends"]
+    assert model._n_updates == n_rollouts
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+@pytest.mark.parametrize("stop_after", [1, 6, 20])
+def test_a_callback_stops_the_training_at_once_and_it_can_go_on(mode: dict[str, Any], stop_after: int) -> None:
+    model = VPG("MlpPolicy", scripted_vec_env(), seed=0, **mode)
+    callback = Watching(stop_after)
+    model.learn(1000, callback=callback)
+    assert model.num_timesteps == 2 * stop_after
+    assert callback.events[-1] == "training ends"
+    updates = model._n_updates
+    recorder = Recorder(at_end=lambda m: snapshot(m.rollout_buffer))
+    model.learn(30, callback=recorder, reset_num_timesteps=False)
+    assert model.num_timesteps >= 2 * stop_after + 30
+    assert model._n_updates == updates + len(recorder.rollouts)
+    assert column(recorder.rollouts[0], "t")[0].tolist() == [0, 0]
+    for rollout in recorder.rollouts:
+        assert np.array_equal(rollout.at_end["observations"], column(rollout, "obs"))
+        assert np.array_equal(rollout.at_end["episode_steps"], column(rollout, "t"))
+
+
+# ----------------------------------------------------------------------------------------------------------------- noise
+
+
+@pytest.mark.parametrize(("frequency", "expected"), [(-1, 1), (3, 3), (7, 1), (1, 7)])
+def test_exploration_noise_is_renewed_as_often_as_asked(frequency: int, expected: int) -> None:
+    """The number of different noise matrices within each rollout of seven steps."""
+    seen: list[list[bytes]] = []
+
+    class Noise(BaseCallback):
+        def _on_rollout_start(self) -> None:
+            seen.append([])
+
+        def _on_step(self) -> bool:
+            noise: th.Tensor = self.model.policy.action_dist.exploration_mat  # type: ignore[union-attr, assignment]  # gSDE
+            seen[-1].append(noise.detach().numpy().tobytes())
+            return True
+
+    env = scripted_vec_env(action_space=spaces.Box(-1, 1, (2,)))
+    VPG("MlpPolicy", env, n_steps=7, use_sde=True, sde_sample_freq=frequency, seed=0).learn(28, callback=Noise())
+    assert [len(set(rollout)) for rollout in seen] == [expected, expected]
+    assert not set(seen[0]) & set(seen[1])
+
+
+# ------------------------------------------------------------------------------------------------------------- schedules
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (1e-3, [1e-3, 1e-3, 1e-3]),
+        (1, [1.0, 1.0, 1.0]),
+        ("1e-3", [1e-3, 1e-3, 1e-3]),
+        ("lin_1e-3", [1e-3, 5e-4, 0.0]),
+        ("lin_2", [2.0, 1.0, 0.0]),
+        (lambda progress: 3 * progress**2, [3.0, 0.75, 0.0]),
+    ],
+)
+def test_schedules_of_a_second_learning_rate(value: Any, expected: list[float]) -> None:
+    schedule = as_schedule("rate", value)
+    assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("value", [1e-3, "1e-3", "lin_1e-3"])
+def test_schedules_can_be_pickled_by_anybody(value: Any) -> None:
+    schedule = as_schedule("rate", value)
+    assert pickle.loads(pickle.dumps(schedule))(0.5) == schedule(0.5)
+
+
+def test_schedules_return_plain_floats() -> None:
+    """A numpy number would end up in the saved optimizer, which torch then refuses to load."""
+    assert type(as_schedule("rate", np.float64)(0.5)) is float
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *["", "lin_", "lin", "lin_-1", "lin_nan", "lin_inf", "exp_1e-3", "lin_1e-3_0", "_1e-3", "1e-3_", "0"],
+        *[0, -1e-3, 0.0, float("nan"), float("inf"), [1e-3], {"a": 1}, True],
+    ],
+    ids=repr,
+)
+def test_what_is_no_schedule_is_rejected_by_name(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"rate=.*lin_1e-3"):
+        as_schedule("rate", value)
