@@ -19,7 +19,10 @@ def episode_ids(terminated: BoolArray, truncated: BoolArray) -> IntArray:
     :param terminated: ``[T, N]``, bool
     :param truncated: ``[T, N]``, bool
     :return: ``[T, N]``; row 0 starts an episode in each environment
+    :raises ValueError: wrong or different shapes
     """
+    if terminated.shape != truncated.shape or terminated.ndim != 2:
+        raise ValueError(f"terminated and truncated must both be [T, N], got {terminated.shape} and {truncated.shape}")
     starts = episode_start_rows(terminated | truncated)
     begins = starts == np.arange(len(starts), dtype=np.intp)[:, None]
     return (np.cumsum(begins.T.ravel()) - 1).reshape(begins.T.shape).T
@@ -33,9 +36,13 @@ def leave_one_out_mean(weights: FloatArray, episodes: IntArray, n_episodes: int)
     :param episodes: ``[S]``, the episode of each step, in ``[0, n_episodes)``
     :param n_episodes: number of episodes K, at least 2, each with one step or more
     :return: ``[S]``
-    :raises ValueError: fewer than two episodes, or an episode without steps
+    :raises ValueError: fewer than two episodes, an episode without steps, or weights that are not floating point
     """
     _check_episodes(n_episodes)
+    if weights.ndim != 1 or weights.shape != episodes.shape or not np.issubdtype(weights.dtype, np.floating):
+        raise ValueError(
+            f"weights must be floating point, one per entry of episodes {episodes.shape}, got {weights.dtype} {weights.shape}"
+        )
     counts = np.bincount(episodes, minlength=n_episodes)
     if len(counts) != n_episodes or np.any(counts == 0):
         raise ValueError(f"episodes must name each of the {n_episodes} episodes at least once and no other")
@@ -66,9 +73,11 @@ def optimal_baseline(estimates: FloatArray, scores: FloatArray) -> FloatArray:
     :param estimates: ``[K, P]``, each episode's gradient estimate x without baseline
     :param scores: ``[K, P]``, the sum g that multiplies the baseline in each episode
     :return: ``[K, P]``; where the other episodes' scores are all zero the baseline is 0
-    :raises ValueError: fewer than two episodes
+    :raises ValueError: fewer than two episodes, or different shapes
     """
     _check_episodes(len(estimates))
+    if estimates.ndim != 2 or estimates.shape != scores.shape:
+        raise ValueError(f"estimates and scores must both be [K, P], got {estimates.shape} and {scores.shape}")
     products, squares = estimates * scores, scores * scores
     numerator, denominator = _sum_of_others(products), _sum_of_others(squares)
     return np.divide(numerator, denominator, out=np.zeros_like(estimates), where=denominator > 0)
@@ -84,7 +93,9 @@ def standardize(weights: FloatArray) -> FloatArray:
     """
     if weights.size < 2:
         raise ValueError("standardizing needs at least two values: collect more steps or do not normalise advantages")
-    normalised: FloatArray = (weights - weights.mean()) / (weights.std(ddof=1) + 1e-8)
+    # In float64: of equal float32 weights the mean would differ from them by rounding, and the division would blow that up.
+    exact = weights.astype(np.float64)
+    normalised: FloatArray = ((exact - exact.mean()) / (exact.std(ddof=1) + 1e-8)).astype(weights.dtype)
     return normalised
 
 

@@ -218,18 +218,16 @@ def episode_start_rows(done: BoolArray) -> npt.NDArray[np.intp]:
 
 def _solve_backwards(offsets: FloatArray, factors: FloatArray) -> FloatArray:
     """
-    Solve ``x_t = offsets_t + factors_t x_{t+1}``, ``x_T = 0``.
+    Solve ``x_t = offsets_t + factors_t x_{t+1}``, ``x_T = 0``, in place: both arguments are overwritten.
 
     Affine maps compose, so the recursion is a scan: after the pass with shift ``k`` row ``t`` holds the composition of the
     rows ``t .. t + 2k - 1``. That takes log2(T) passes of whole-array arithmetic, a loop over the rows would take T of them.
     """
-    x, f = offsets.copy(), factors.copy()
+    x, f = offsets, factors
     shift = 1
     while shift < len(x):
         x[:-shift] += f[:-shift] * x[shift:]
         f[:-shift] *= f[shift:]
-        # The composition now reaches past the end for the last rows, where x_T = 0 has been used up.
-        f[-shift:] = 0
         shift *= 2
     return x
 

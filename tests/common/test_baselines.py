@@ -287,3 +287,17 @@ def test_standardized_weights_have_mean_zero_and_deviation_one(
 def test_standardize_needs_two_entries(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="at least two"):
         baselines.standardize(np.ones(shape))
+
+
+@pytest.mark.parametrize("value", [0.1, 1000.3])
+def test_standardized_constants_are_zero(value: float) -> None:
+    assert np.abs(baselines.standardize(np.full(100, value, dtype=np.float32))).max() < 1e-6
+
+
+def test_integers_and_other_shapes_are_rejected() -> None:
+    with pytest.raises(ValueError, match="floating point"):
+        baselines.leave_one_out_mean_per_episode(np.array([1, 2, 4]))
+    with pytest.raises(ValueError, match=r"\[K, P\]"):
+        baselines.optimal_baseline(np.ones((3, 2)), np.ones((3, 1)))
+    with pytest.raises(ValueError, match=r"\[T, N\]"):
+        baselines.episode_ids(np.zeros((3, 2), dtype=bool), np.zeros((3, 1), dtype=bool))

@@ -177,7 +177,7 @@ def test_values_and_actions_are_computed_in_evaluation_mode() -> None:
     callback = model._setup_learn(14, None, reset_num_timesteps=False)[1]
     assert model.env is not None
     model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=7)
-    assert layers[1].num_batches_tracked.item() == 0
+    assert layers.state_dict()["1.num_batches_tracked"].item() == 0
     model.policy.set_training_mode(False)
     again = value_of(model.policy, model.rollout_buffer.observations[3, 1])
     assert model.rollout_buffer.values[3, 1] == pytest.approx(again, abs=1e-5)
