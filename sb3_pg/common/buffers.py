@@ -34,7 +34,7 @@ class PolicyGradientBuffer(RolloutBuffer):
     and, for collection by whole episodes, a length that is known only at the end.
 
     Differences to SB3's ``RolloutBuffer``: all arrays are time-major ``[T, N, ...]`` and stay so; storage is allocated once,
-    doubled when it is full and reused by the next rollout; values, returns and advantages are set when the rollout is complete.
+    doubled when it is full and reused by the next rollout; values, returns and advantages are set at the end of the rollout.
 
     - ``rewards``, ``terminated``, ``truncated``: what the environments returned at each step;
     - ``episode_starts``: the step is the first of its episode;
@@ -175,8 +175,8 @@ class PolicyGradientBuffer(RolloutBuffer):
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape of one environment's step, and dtype, of each array."""
-        flags: dict[str, tuple[tuple[int, ...], Any]] = {name: ((), np.bool_) for name in ("terminated", "truncated", "used")}
-        floats: dict[str, tuple[tuple[int, ...], Any]] = {name: ((), np.float32) for name in ("rewards", "episode_starts")}
+        flags: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("terminated", "truncated", "used"), ((), np.bool_))
+        floats: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("rewards", "episode_starts"), ((), np.float32))
         actions = {"actions": ((self.action_dim,), self.action_space.dtype)}
         return {**self._observation_layout(), **actions, **floats, **flags}
 

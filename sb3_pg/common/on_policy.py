@@ -32,12 +32,12 @@ class RolloutCollector(OnPolicyAlgorithm):
 
     It differs from SB3's ``OnPolicyAlgorithm.collect_rollouts`` in four ways:
 
-    - rewards are stored as they come. SB3 adds ``gamma V(final observation)`` to the reward of a truncated step, which is wrong
-      for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
+    - rewards are stored as they come. SB3 adds ``gamma V(final observation)`` to the reward of a truncated step, which is
+      wrong for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
     - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
       first ones that finish would be biased towards short episodes;
-    - acting evaluates the policy alone. The critic sees the whole rollout at once, afterwards, since its parameters do not change
-      in between; the final observations of truncated episodes are one batch too;
+    - acting evaluates the policy alone. The critic sees the whole rollout at once, afterwards, since its parameters do not
+      change in between; the final observations of truncated episodes are one batch too;
     - after a callback has stopped the training in mid-rollout, the next ``learn()`` resets the environments.
     """
 
@@ -173,8 +173,8 @@ class RolloutCollector(OnPolicyAlgorithm):
 
     def _compute_values(self, rollout_buffer: PolicyGradientBuffer) -> None:
         """
-        Set ``values`` and ``next_values`` of a complete rollout, both ``[T, N]``: one batch for the stored observations, one for
-        the observations after the last step, one for the final observations of truncated episodes.
+        Set ``values`` and ``next_values`` of a complete rollout, both ``[T, N]``: one batch for the stored observations, one
+        for the observations after the last step, one for the final observations of truncated episodes.
         """
         self.policy.set_training_mode(False)
         shape = rollout_buffer.rewards.shape
@@ -214,8 +214,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         buffer_class: type[RolloutBuffer] = self.rollout_buffer_class or expected
         if not issubclass(buffer_class, expected):
             raise ValueError(
-                f"rollout_buffer_class={buffer_class.__name__} cannot store what {type(self).__name__} needs (truncation apart from "
-                f"termination): use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
+                f"rollout_buffer_class={buffer_class.__name__} cannot store what {type(self).__name__} needs (truncation "
+                f"apart from termination): use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
             )
         return buffer_class(
             INITIAL_EPISODE_CAPACITY if n_steps is None else n_steps,

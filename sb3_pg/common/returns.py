@@ -7,7 +7,7 @@ Conventions, the same in every function:
 - ``next_values[t]`` is ``V(s_{t+1})``, where ``s_{t+1}`` is the *final observation* if the episode ends at ``t``.
   It is not read where ``terminated[t]``;
 - ``terminated[t]``: the MDP ended at ``t``, there is nothing to bootstrap;
-- ``truncated[t]``: the episode was cut at ``t`` (time limit): bootstrap, but the sum stops. ``terminated`` wins if both are set;
+- ``truncated[t]``: the episode was cut at ``t`` (time limit): bootstrap, but the sum stops. ``terminated`` wins over it;
 - after the last row every trajectory is cut, and bootstraps with ``next_values[T - 1]``.
 
 Floating point arrays must share one dtype, which is also the dtype of the result. A wrong rank, shape, dtype or range

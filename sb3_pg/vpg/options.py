@@ -64,8 +64,8 @@ def check_environments(vpg: "VPG") -> None:
     if vpg.n_episodes is not None:
         if vpg.n_episodes % vpg.n_envs != 0:
             raise ValueError(
-                f"n_episodes={vpg.n_episodes} must be a multiple of the number of environments ({vpg.n_envs}): each contributes "
-                "the same number of episodes, since taking those that finish first is biased towards short ones"
+                f"n_episodes={vpg.n_episodes} must be a multiple of the number of environments ({vpg.n_envs}): each "
+                "contributes the same number of episodes, since taking those that finish first is biased towards short ones"
             )
         return
     assert vpg.n_steps is not None
@@ -114,12 +114,13 @@ def _check_estimator(vpg: "VPG") -> None:
         raise ValueError(f"n_steps={vpg.n_steps} and n_episodes={vpg.n_episodes} exclude one another: set one of them to None")
     if estimator == "total_return" and baseline == "value":
         raise ValueError(
-            "advantage_estimator='total_return' has no value of a state to subtract: use baseline='none', 'mean' or 'optimal', or "
-            "advantage_estimator='reward_to_go'"
+            "advantage_estimator='total_return' has no value of a state to subtract: use baseline='none', 'mean' or "
+            "'optimal', or advantage_estimator='reward_to_go'"
         )
     if estimator == "total_return" and vpg.discount_gradient:
         raise ValueError(
-            "advantage_estimator='total_return' is the gradient of the discounted objective already: drop discount_gradient=True"
+            "advantage_estimator='total_return' gives the gradient of the discounted objective already: drop "
+            "discount_gradient=True"
         )
     if estimator in ("n_step", "gae") and baseline != "value":
         raise ValueError(f"advantage_estimator={estimator!r} bootstraps with a critic: use baseline='value', not {baseline!r}")
@@ -134,8 +135,8 @@ def _check_estimator(vpg: "VPG") -> None:
         )
     if (estimator == "n_step") != (vpg.return_steps is not None):
         raise ValueError(
-            f"advantage_estimator={estimator!r} and return_steps={vpg.return_steps}: return_steps is the look-ahead of 'n_step', "
-            "required there and None elsewhere"
+            f"advantage_estimator={estimator!r} and return_steps={vpg.return_steps}: return_steps is the look-ahead of "
+            "'n_step', required there and None elsewhere"
         )
     if estimator != "gae" and vpg.gae_lambda is not None:
         raise ValueError(
@@ -155,8 +156,8 @@ def _check_critic(vpg: "VPG") -> None:
             )
     elif vpg.vf_coef is not None:
         raise ValueError(
-            f"vf_coef={vpg.vf_coef} weighs the value loss in the joint loss, and n_value_updates={vpg.n_value_updates} fits the critic "
-            "on its own: use n_value_updates=0, or vf_coef=None"
+            f"vf_coef={vpg.vf_coef} weighs the value loss in the joint loss, and n_value_updates={vpg.n_value_updates} fits "
+            "the critic on its own: use n_value_updates=0, or vf_coef=None"
         )
     if vpg.critic_first and resolve_n_value_updates(vpg) == 0:
         raise ValueError("critic_first=True needs a critic fitted on its own: use baseline='value' and n_value_updates > 0")

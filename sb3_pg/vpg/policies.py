@@ -30,7 +30,7 @@ class VPGCnnPolicy(VPGPolicy):
     Policy for images.
 
     :param args: positional arguments of ``ActorCriticPolicy``
-    :param kwargs: keyword arguments of ``ActorCriticPolicy``, with ``NatureCNN`` as default ``features_extractor_class``
+    :param kwargs: keyword arguments of ``ActorCriticPolicy``; ``features_extractor_class`` is ``NatureCNN`` by default
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -43,7 +43,7 @@ class VPGMultiInputPolicy(VPGPolicy):
     Policy for dictionary observations.
 
     :param args: positional arguments of ``ActorCriticPolicy``
-    :param kwargs: keyword arguments of ``ActorCriticPolicy``, with ``CombinedExtractor`` as default ``features_extractor_class``
+    :param kwargs: keyword arguments of ``ActorCriticPolicy``; ``features_extractor_class`` is ``CombinedExtractor`` by default
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -53,8 +53,8 @@ class VPGMultiInputPolicy(VPGPolicy):
 
 class VPGLinearPolicy(VPGPolicy):
     """
-    Softmax-linear policy for discrete actions, linear-Gaussian policy for continuous ones: no hidden layer between features and
-    action distribution. The critic, if there is one, keeps its hidden layers.
+    Softmax-linear policy for discrete actions, linear-Gaussian policy for continuous ones: no hidden layer between features
+    and action distribution. The critic, if there is one, keeps its hidden layers.
 
     :param observation_space: observation space, no dictionary
     :param args: further positional arguments of ``ActorCriticPolicy``

@@ -84,14 +84,15 @@ class VPG(RolloutCollector):
     :param device: device of the networks
     :param _init_setup_model: whether to build the networks at once
     :param advantage_estimator: ``"total_return"``, ``"reward_to_go"``, ``"n_step"`` or ``"gae"``
-    :param baseline: ``"none"``, ``"mean"`` (over the other episodes of the batch), ``"optimal"`` (variance-minimising constant for
-        each parameter, from the other episodes) or ``"value"`` (learned V(s))
-    :param n_episodes: number of whole episodes in a batch, a multiple of the number of environments. All environments are reset
-        before; each contributes the same number of episodes
+    :param baseline: ``"none"``, ``"mean"`` (over the other episodes of the batch), ``"optimal"`` (variance-minimising constant
+        for each parameter, from the other episodes) or ``"value"`` (learned V(s))
+    :param n_episodes: number of whole episodes in a batch, a multiple of the number of environments. All environments are
+        reset before; each contributes the same number of episodes
     :param return_steps: look-ahead of ``"n_step"``; only with that estimator
     :param discount_gradient: weigh step t by ``gamma^t``, as the gradient of the discounted objective demands
         (Sutton et al. 2000, theorem 1). Off, as usual, it is ignored that discounting makes late states count less
-    :param n_value_updates: critic steps per batch, by an optimizer of its own, 10 if not given; 0: one joint loss with the policy
+    :param n_value_updates: critic steps per batch, by an optimizer of its own, 10 if not given; 0: one joint loss with the
+        policy, as also if only ``vf_coef`` is given
     :param value_learning_rate: learning rate of the critic: constant, schedule or ``"lin_1e-3"``; as ``learning_rate`` if not
         given
     :param value_batch_size: number of steps in a critic step, sampled without replacement; the whole batch if not given
@@ -232,8 +233,8 @@ class VPG(RolloutCollector):
 
     def estimate_gradient(self, n_batches: int) -> npt.NDArray[np.float64]:
         """
-        Independent estimates of the policy gradient at the current parameters, in ascent direction, each from ``n_episodes`` fresh
-        episodes, with the weights and the loss that training uses.
+        Independent estimates of the policy gradient at the current parameters, in ascent direction, each from ``n_episodes``
+        fresh episodes, with the weights and the loss that training uses.
 
         They estimate the gradient of ``E[sum_t gamma^t r_t]`` for ``advantage_estimator="total_return"`` or
         ``discount_gradient=True``, otherwise ``E[sum_t grad log pi(a_t | s_t) sum_{t'>=t} gamma^(t'-t) r_t']``, which for
