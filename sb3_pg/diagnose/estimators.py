@@ -46,9 +46,10 @@ class Estimator:
         head, _, baseline = text.partition("+")
         weight, _, number = head.partition(":")
         if weight not in ADVANTAGE_ESTIMATORS or baseline not in BASELINES:
+            weights, baselines = ", ".join(ADVANTAGE_ESTIMATORS), ", ".join(BASELINES)
             raise ValueError(
-                f"estimator {text!r} is unknown: write weight+baseline, with one of the weights {', '.join(ADVANTAGE_ESTIMATORS)} and "
-                f"one of the baselines {', '.join(BASELINES)}. Those measured by default are {', '.join(DEFAULT_ESTIMATORS)}"
+                f"estimator {text!r} is unknown: write weight+baseline, with one of the weights {weights} and one of the "
+                f"baselines {baselines}. Measured by default are {', '.join(DEFAULT_ESTIMATORS)}"
             )
         if weight not in _PARAMETERS:
             if number:

@@ -1,10 +1,10 @@
 """
 Moments of gradient estimates, from their scalar products alone: pure numpy.
 
-With ``B`` independent estimates ``x_i`` of expectation ``m``, ``mean_{i != j} x_i . x_j`` is an unbiased estimate of ``|m|^2``,
-which ``|mean_i x_i|^2`` is not: that contains ``1/B`` of the variance, and in the noisy cases nothing else.
+With ``B`` independent estimates ``x_i`` of expectation ``m``, ``mean_{i != j} x_i . x_j`` is an unbiased estimate of
+``|m|^2``. ``|mean_i x_i|^2`` is not: it contains ``1/B`` of the variance, and in noisy cases little else.
 So everything is computed from the matrix of scalar products, whose size does not depend on the number of parameters, and a
-bootstrap sample is a vector of counts (drawn twice, an estimate is still no pair).
+bootstrap sample is a vector of counts (an estimate that was drawn twice still makes no pair with itself).
 """
 
 from dataclasses import dataclass
@@ -69,8 +69,8 @@ class Reference:
     @property
     def accuracy(self) -> float:
         """
-        Cosine between the reference and the gradient it stands for, ``sqrt(|g|^2 / |r|^2)`` with an unbiased ``|g|^2``; 0 where
-        that is not positive: the reference then is nothing but noise.
+        Cosine between the reference and the gradient it stands for, ``sqrt(|g|^2 / |r|^2)`` with an unbiased ``|g|^2``;
+        0 where that is not positive: the reference then is nothing but noise.
         """
         products = scalar_products(self.estimates, self.estimates)
         ones = np.ones((1, len(products)))

@@ -141,12 +141,13 @@ def saved_policy(task: Task, path: Path, gamma: float | None) -> Policy:
     finally:
         env.close()
     own_gamma = float(data["gamma"])
+    parameters: dict[str, th.Tensor] = states["policy"]  # type: ignore[assignment]  # SB3 declares it as a tensor
     task = task._replace(
         policy_class=policy_class,
         # The optimizer's are of no use here: a critic that is fitted for the measurement has its own.
         policy_kwargs={key: value for key, value in data["policy_kwargs"].items() if not key.startswith("optimizer")},
         use_sde=bool(data.get("use_sde", False)),
-        parameters={name: tensor.cpu().numpy() for name, tensor in states["policy"].items()},
+        parameters={name: tensor.numpy() for name, tensor in parameters.items()},
         gamma=own_gamma if gamma is None else gamma,
     )
     # Only VPG has a `baseline`; A2C and PPO always train their critic.

@@ -1,8 +1,8 @@
 """The measurement: the same episodes for every estimator, and a reference gradient from many others."""
 
 import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,11 @@ from typing import Any
 import numpy as np
 
 from sb3_pg.diagnose.estimators import DEFAULT_ESTIMATORS, Estimator
-from sb3_pg.diagnose.moments import Interval, Reference, summarize
+from sb3_pg.diagnose.moments import Reference, summarize
 from sb3_pg.diagnose.policies import Environment, Policy, Task, env_name, new_policy, saved_policy, state_arrays
+from sb3_pg.diagnose.results import Measurement
 from sb3_pg.diagnose.sampling import Estimates, Job, Sampler, concatenate, one_thread, run_jobs
+from sb3_pg.vpg.vpg import VPG
 
 # Environment steps for each estimator, and the number of estimates at which short episodes stop.
 DEFAULT_BUDGET = 200_000
@@ -21,9 +23,13 @@ _MAX_DEFAULT_BATCHES = 200
 _MIN_DEFAULT_BATCHES = 20
 # Batches of the reference for each batch of an estimator.
 REFERENCE_FACTOR = 4
-# Unbiased whatever the episodes are, and as a rule the least noisy of those that are.
-_REFERENCE = Estimator("reward_to_go", "mean")
-_REFERENCE_OF_ONE_EPISODE = Estimator("reward_to_go", "none")
+# The reference must be unbiased whatever the episodes are. The optimal baseline is a ratio of sums over the other episodes,
+# whose denominator can come close to zero if they are few.
+_REFERENCES = (
+    (5, Estimator("reward_to_go", "optimal")),
+    (2, Estimator("reward_to_go", "mean")),
+    (1, Estimator("reward_to_go", "none")),
+)
 # Steps that a critic is fitted on: rollouts of all its environments, by VPG's own code.
 DEFAULT_CRITIC_STEPS = 20_480
 _CRITIC_ENVIRONMENTS = 8
@@ -34,56 +40,20 @@ _CRITIC_OPTIONS = {
     "n_value_updates": 100,
     "value_batch_size": 256,
 }
+# A critic is judged on whole episodes that it was not fitted to.
+_CRITIC_TEST_OPTIONS = {
+    "learning_rate": 0.0,
+    "n_episodes": 5 * _CRITIC_ENVIRONMENTS,
+    "advantage_estimator": "reward_to_go",
+    "n_value_updates": 0,
+}
 _PILOT_BATCHES = 4
 # Pieces into which the work on an estimator is cut, for the processes and the progress bar.
 _CHUNKS = 20
 # Where each kind of experience gets its seeds from: no two share an episode.
-_PILOT, _CRITIC, _REFERENCE_STREAM, _MEASURED, _BOOTSTRAP = range(5)
+_PILOT, _CRITIC, _CRITIC_TEST, _REFERENCE, _MEASURED, _BOOTSTRAP = range(6)
 
 Progress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """
-    What was measured of one estimator, and under which circumstances.
-
-    :param env: environment
-    :param policy: policy
-    :param estimator: weight of the score function, VPG's ``advantage_estimator`` (``n_step:5``, ``gae:0.97``)
-    :param baseline: VPG's ``baseline``
-    :param variance: ``tr Cov`` of an estimate, with its 95% bootstrap interval, like all that follow
-    :param snr: signal-to-noise ratio ``|E x|^2 / tr Cov x``, estimated without bias (so it may come out negative)
-    :param cosine: mean cosine between an estimate and the reference gradient
-    :param bias: distance of the mean estimate from the reference gradient, in units of the gradient's length
-    :param gamma: discount factor
-    :param discount_gradient: whether step t is weighed by ``gamma^t``
-    :param n_episodes: episodes in an estimate
-    :param n_batches: number of estimates
-    :param steps: environment steps in an estimate, on average
-    :param critic_steps: environment steps that the critic was fitted on for this measurement; 0 without critic
-    :param reference_batches: batches of the reference
-    :param reference_accuracy: estimated cosine between the reference and the gradient it stands for
-    :param seed: seed
-    """
-
-    env: str
-    policy: str
-    estimator: str
-    baseline: str
-    variance: Interval
-    snr: Interval
-    cosine: Interval
-    bias: Interval
-    gamma: float
-    discount_gradient: bool
-    n_episodes: int
-    n_batches: int
-    steps: float
-    critic_steps: int
-    reference_batches: int
-    reference_accuracy: float
-    seed: int
 
 
 def measure(
@@ -118,8 +88,8 @@ def measure(
     :param estimators: names as in ``reward_to_go+mean``, ``n_step:5+value``, ``gae:0.97+value``; ``None``: all kinds. Without
         ``discount_gradient`` and with ``gamma < 1`` those of the total return have another target and are left out
     :param n_batches: number of estimates by each estimator; ``None``: as many as the budget allows
-    :param budget: environment steps for the estimates of each estimator. If neither is given, 200,000 steps, but between 20 and
-        200 estimates
+    :param budget: environment steps for the estimates of each estimator. If neither is given, 200,000 steps, but between 20
+        and 200 estimates
     :param reference_batches: number of estimates whose mean is the reference, ``None``: four times ``n_batches``
     :param n_episodes: episodes in an estimate
     :param gamma: discount factor, ``None``: the model's own, 0.99 for a new policy
@@ -150,11 +120,10 @@ def measure(
         n_episodes=n_episodes,
         discount_gradient=discount_gradient,
     )
-    report = progress or (lambda what, done, total: None)
     with one_thread():
         subject = new_policy(task, policy, seed) if model is None else saved_policy(task, Path(model), gamma)
         chosen = _choose(estimators, subject.task)
-        study = _Study(subject, chosen, critic_steps, seed, n_jobs, report)
+        study = _Study(subject, chosen, critic_steps, seed, n_jobs, progress or _no_progress)
         results = []
         for result in study.run(n_batches, budget, reference_batches):
             results.append(result)
@@ -186,9 +155,11 @@ class _Study:
     ) -> None:
         self.policy, self.estimators = policy, estimators
         self.seed, self.n_jobs, self.progress = seed, n_jobs, progress
-        self.reference = _REFERENCE if policy.task.n_episodes > 1 else _REFERENCE_OF_ONE_EPISODE
+        self.reference = next(estimator for least, estimator in _REFERENCES if policy.task.n_episodes >= least)
         wanted = (0 if policy.has_critic else DEFAULT_CRITIC_STEPS) if critic_steps is None else critic_steps
-        self.critic_steps = wanted if any(estimator.baseline == "value" for estimator in estimators) else 0
+        self.uses_critic = any(estimator.baseline == "value" for estimator in estimators)
+        self.critic_steps = wanted if self.uses_critic else 0
+        self.explained_variance: float | None = None
 
     def run(self, n_batches: int | None, budget: int | None, reference_batches: int | None) -> Iterator[Measurement]:
         """Measure one estimator after the other."""
@@ -199,15 +170,15 @@ class _Study:
             if n_batches is None:
                 n_batches = self._number_of_batches(sampler, budget)
             m_batches = REFERENCE_FACTOR * n_batches if reference_batches is None else reference_batches
-            if self.critic_steps > 0:
+            if self.uses_critic:
                 sampler.close()
-                sampler = Sampler(self._with_fitted_critic())
+                sampler = Sampler(self._with_critic())
             yield from self._measure(sampler, n_batches, m_batches)
         finally:
             sampler.close()
 
     def _measure(self, sampler: Sampler, n_batches: int, m_batches: int) -> Iterator[Measurement]:
-        plan = [(self.reference, _REFERENCE_STREAM, m_batches), *((e, _MEASURED, n_batches) for e in self.estimators)]
+        plan = [(self.reference, _REFERENCE, m_batches), *((e, _MEASURED, n_batches) for e in self.estimators)]
         jobs = [self._jobs(*item) for item in plan]
         results = run_jobs(sampler, [job for piece in jobs for job in piece], self.n_jobs)
         reference = None
@@ -220,10 +191,9 @@ class _Study:
             else:
                 yield self._describe(estimator, estimates, reference, accuracy)
 
-    def _describe(
-        self, estimator: Estimator, estimates: Estimates, reference: Reference, accuracy: float
-    ) -> Measurement:
+    def _describe(self, estimator: Estimator, estimates: Estimates, reference: Reference, accuracy: float) -> Measurement:
         task = self.policy.task
+        uses_critic = estimator.baseline == "value"
         summary = summarize(estimates.gradients, reference, np.random.default_rng([self.seed, _BOOTSTRAP]))
         return Measurement(
             env=env_name(task.env),
@@ -236,7 +206,8 @@ class _Study:
             n_episodes=task.n_episodes,
             n_batches=len(estimates.steps),
             steps=float(estimates.steps.mean()),
-            critic_steps=self.critic_steps if estimator.baseline == "value" else 0,
+            critic_steps=self.critic_steps if uses_critic else 0,
+            critic_explained_variance=self.explained_variance if uses_critic else None,
             reference_batches=len(reference.estimates),
             reference_accuracy=accuracy,
             seed=self.seed,
@@ -269,25 +240,37 @@ class _Study:
             return int(np.clip(DEFAULT_BUDGET // steps, _MIN_DEFAULT_BATCHES, _MAX_DEFAULT_BATCHES))
         if budget < 2 * steps:
             raise ValueError(
-                f"budget={budget} is less than two estimates of {self.policy.task.n_episodes} episodes, which take about {steps:.0f} "
-                "steps each: raise budget, or lower n_episodes"
+                f"budget={budget} is less than two estimates of {self.policy.task.n_episodes} episodes, which take about "
+                f"{steps:.0f} steps each: raise budget, or lower n_episodes"
             )
         return int(budget // steps)
 
-    def _with_fitted_critic(self) -> Task:
-        """Fit the critic on experience of its own. The learning rate of the policy is 0, so that it stays what it is."""
-        self.progress("critic", 0, self.critic_steps)
+    def _with_critic(self) -> Task:
+        """Fit the critic where it needs it, on experience of its own, and see how good it is."""
         task = self.policy.task
         env = task.make_environments(_CRITIC_ENVIRONMENTS)
         try:
-            model = task.make_model(env, **_CRITIC_OPTIONS)
-            model.set_random_seed(self._seed(_CRITIC, 0))
-            model.learn(self.critic_steps)
+            if self.critic_steps > 0:
+                self.progress("critic", 0, self.critic_steps)
+                model = self._learn(task.make_model(env, **_CRITIC_OPTIONS), _CRITIC, self.critic_steps)
+                self.critic_steps = model.num_timesteps
+                self.progress("critic", self.critic_steps, self.critic_steps)
+                task = task._replace(parameters=state_arrays(model))
+            model = self._learn(task.make_model(env, **_CRITIC_TEST_OPTIONS), _CRITIC_TEST, 1)
+            self.explained_variance = float(model.logger.name_to_value["train/explained_variance"])
         finally:
             env.close()
-        self.critic_steps = model.num_timesteps
-        self.progress("critic", self.critic_steps, self.critic_steps)
-        return task._replace(parameters=state_arrays(model))
+        return task
+
+    def _learn(self, model: VPG, stream: int, steps: int) -> VPG:
+        """Train: with the learning rate 0 the policy stays what it is, and with a joint loss the critic too."""
+        model.set_random_seed(self._seed(stream, 0))
+        # The logger forgets what it has written: it shall not write.
+        return model.learn(steps, log_interval=sys.maxsize)
+
+
+def _no_progress(what: str, done: int, total: int) -> None:
+    del what, done, total
 
 
 def _choose(names: Sequence[str] | None, task: Task) -> list[Estimator]:
@@ -308,8 +291,8 @@ def _choose(names: Sequence[str] | None, task: Task) -> list[Estimator]:
         raise ValueError(f"estimators={list(names)} must name at least one, and none twice")
     if not same_target and any(estimator.weight == "total_return" for estimator in chosen):
         raise ValueError(
-            f"the total return estimates the gradient of the discounted objective, the others do not with discount_gradient=False "
-            f"and gamma={task.gamma}: leave it out, or use discount_gradient=True or gamma=1"
+            "the total return estimates the gradient of the discounted objective, the others do not with "
+            f"discount_gradient=False and gamma={task.gamma}: leave it out, or use discount_gradient=True or gamma=1"
         )
     return chosen
 

@@ -8,7 +8,6 @@ links to what it has installed. That folder leaves out sb3_pg, so that the one u
 import shutil
 import subprocess
 import sys
-import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +16,16 @@ from install.environment import PIP_INSTALL, Environment
 
 ROOT = Path(__file__).resolve().parents[2]
 KINDS = ("wheel", "sdist", "editable")
+
+
+def is_site_packages(path: Path) -> bool:
+    """
+    Tell folders with installed packages from the standard library and from checkouts.
+
+    :param path: An entry of ``sys.path``.
+    :return: Whether something is installed there.
+    """
+    return path.is_dir() and any(path.glob("*.dist-info"))
 
 
 @pytest.fixture(scope="session")
@@ -28,10 +37,11 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
     :return: The folder of links.
     """
     folder = tmp_path_factory.mktemp("dependencies")
-    for path in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
-        for entry in Path(path).iterdir():
-            if "sb3_pg" not in entry.name and entry.suffix != ".pth":
-                (folder / entry.name).symlink_to(entry)
+    for path in filter(is_site_packages, map(Path, sys.path)):
+        for entry in path.iterdir():
+            link = folder / entry.name
+            if "sb3_pg" not in entry.name and entry.suffix != ".pth" and not link.exists():  # the first on the path wins
+                link.symlink_to(entry)
     return folder
 
 

@@ -3,6 +3,7 @@
 import argparse
 import importlib
 import inspect
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,13 @@ def manager_of(algo: str, tmp_path: Path, *args: Any, **kwargs: Any) -> Experime
     :return: The manager.
     """
     return ExperimentManager(argparse.Namespace(), algo, "CartPole-v1", str(tmp_path), *args, **kwargs)
+
+
+def test_both_tables_list_every_patch() -> None:
+    page = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
+    names = {name.removeprefix("rl_zoo3.") for name in patches.PATCHES}
+    assert set(re.findall(r"^``(\w+)``", patches.__doc__ or "", re.MULTILINE)) == names
+    assert set(re.findall(r"^\| `(\w+)` \|", page.read_text(encoding="utf-8"), re.MULTILINE)) == names
 
 
 def test_our_entries_are_added_in_place_and_no_other_is_touched() -> None:
