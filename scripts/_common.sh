@@ -17,13 +17,14 @@ die() {
 # Print the Python to build an environment with: $PYTHON, or else the first one on the PATH that is new enough. Never that of an
 # active environment, which may be the very one that is about to be replaced.
 find_python() {
-    local candidate
-    for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python3.10 python}; do
+    local candidate candidates=(python3 python3.13 python3.12 python3.11 python3.10 python)
+    [[ -z ${PYTHON:-} ]] || candidates=("$PYTHON")
+    for candidate in "${candidates[@]}"; do
         "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || continue
         "$candidate" -c 'import sys; print(getattr(sys, "_base_executable", None) or sys.executable)'
         return
     done
-    die "needs Python 3.10 or newer (looked for: ${PYTHON:-python3}); name one, for example: PYTHON=python3.12 $0"
+    die "needs Python 3.10 or newer (looked for: ${candidates[*]}); name one, for example: PYTHON=python3.12 $0"
 }
 
 # create_venv PYTHON FOLDER REQUIREMENT...: a new environment with exactly the versions of constraints.txt.

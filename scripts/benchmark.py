@@ -36,6 +36,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import yaml
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
@@ -493,21 +494,23 @@ def draw(groups: dict[tuple[str, str], list[Result]], output: Path, args: argpar
     """
     envs = sorted({env for _, env in groups})
     colors = {label: f"C{number}" for number, label in enumerate(dict.fromkeys(label for label, _ in groups))}
-    columns = min(len(envs), 3)
+    columns = 2 if len(envs) == 4 else min(len(envs), 3)
     size = (8, 4.5) if len(envs) == 1 else (4 * columns, 3.2 * math.ceil(len(envs) / columns))
     figure, grid = plt.subplots(math.ceil(len(envs) / columns), columns, figsize=size, layout="constrained", squeeze=False)
+    handles: dict[str, Artist] = {}
     low, high = (25, 75) if args.band == "quartiles" else (0, 100)
     for axes, env in zip(grid.flat, envs, strict=False):
         for (label, _), results in ((key, group) for key, group in groups.items() if key[1] == env):
             steps, rewards = median_curve(results)
-            axes.plot(
-                steps, np.median(rewards, axis=0), color=colors[label], linewidth=2, label=f"{label} ({len(results)} seeds)"
-            )
+            [line] = axes.plot(steps, np.median(rewards, axis=0), color=colors[label], linewidth=2, label=label)
+            handles.setdefault(label, line)
             axes.fill_between(steps, *np.percentile(rewards, [low, high], axis=0), color=colors[label], alpha=0.2, linewidth=0)
         decorate(axes, env, args)
     for axes in grid.flat[len(envs) :]:
         axes.remove()
-    figure.supylabel("reward per episode (undiscounted sum)", fontsize="medium")
+    seeds = sorted({len(results) for results in groups.values()})
+    figure.supylabel(f"reward: median and {args.band} of {' or '.join(map(str, seeds))} seeds", fontsize="medium")
+    figure.legend(handles=list(handles.values()), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(output, dpi=150)
     plt.close(figure)
 
@@ -529,7 +532,6 @@ def decorate(axes: Axes, env: str, args: argparse.Namespace) -> None:
     axes.xaxis.set_major_formatter(mpl.ticker.EngFormatter(sep=""))
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize="small")
 
 
 def command_run(args: argparse.Namespace) -> int:

@@ -76,6 +76,17 @@ def running_mean(values: FloatArray, window: int) -> FloatArray:
     return means
 
 
+def title_of(run: Path) -> str:
+    """
+    Say what a run is; the zoo names its folders ``algorithm/environment_number``.
+
+    :param run: Log folder of the run.
+    :return: Heading of its picture.
+    """
+    environment, _, number = run.name.rpartition("_")
+    return f"{run.parent.name.upper()} on {environment}" if environment and number.isdigit() else run.name
+
+
 def draw(curve: LearningCurve, title: str, output: Path, window: int) -> None:
     """
     Write the picture.
@@ -120,10 +131,8 @@ def main() -> None:
         curve = read_run(run)
     except ValueError as error:
         sys.exit(f"plot_learning_curve.py: {error}")
-    # The zoo names its folders algorithm/environment_number.
-    algorithm, (environment, _, _) = run.parent.name, run.name.rpartition("_")
     mpl.use("agg")
-    draw(curve, f"{algorithm.upper()} on {environment or run.name}", output, args.window)
+    draw(curve, title_of(run), output, args.window)
     print(f"Learning curve: {output}")
 
 
