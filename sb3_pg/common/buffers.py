@@ -177,7 +177,9 @@ class PolicyGradientBuffer(RolloutBuffer):
         """Shape of one environment's step, and dtype, of each array."""
         flags: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("terminated", "truncated", "used"), ((), np.bool_))
         floats: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("rewards", "episode_starts"), ((), np.float32))
-        actions = {"actions": ((self.action_dim,), self.action_space.dtype)}
+        # A Gaussian samples real numbers, also for a Box of integers.
+        dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
+        actions = {"actions": ((self.action_dim,), dtype)}
         return {**self._observation_layout(), **actions, **floats, **flags}
 
     def _observation_layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:

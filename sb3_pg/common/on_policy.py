@@ -12,7 +12,7 @@ from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import ConstantSchedule, LinearSchedule, obs_as_tensor
+from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
@@ -100,6 +100,10 @@ class RolloutCollector(OnPolicyAlgorithm):
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
+
+    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
+        # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
+        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
         """Compute what the update needs, such as values, returns and advantages, from the stored rollout."""
@@ -239,12 +243,13 @@ def as_schedule(name: str, value: float | str | Schedule) -> Schedule:
     :raises ValueError: none of these, or not positive
     """
     if callable(value):
-        return value
-    kind, _, number = value.rpartition("_") if isinstance(value, str) else ("", "", value)
+        # Plain floats: a numpy number would end up in the saved optimizer, which torch then refuses to load.
+        return FloatSchedule(value)
+    kind, separator, number = value.rpartition("_") if isinstance(value, str) else ("", "", value)
     try:
-        initial = float(number)
-    except ValueError:
+        initial = math.nan if isinstance(number, bool) else float(number)
+    except (TypeError, ValueError):
         initial = math.nan
-    if kind not in ("", "lin") or not initial > 0:
+    if kind + separator not in ("", "lin_") or not 0 < initial < math.inf:
         raise ValueError(f'{name}={value!r} must be a positive number, a schedule, or "lin_<number>" such as "lin_1e-3"')
     return LinearSchedule(initial, 0.0, 1.0) if kind == "lin" else ConstantSchedule(initial)

@@ -25,6 +25,7 @@ class ParameterGroups:
     shared: list[th.nn.Parameter]
 
 
+@th.enable_grad()  # a model may be loaded by somebody who switched gradients off
 def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
     """
     Find out what each parameter acts on by differentiating one forward pass. Names of modules would not do: users write their
@@ -47,6 +48,9 @@ def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
         outputs = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         in_policy = _in_graph(outputs, parameters)
         in_value = _in_graph(values.sum(), parameters)
+        with th.no_grad():
+            # The policy keeps its latest distribution, and one with a graph could not be copied.
+            policy.get_distribution(obs_tensor)
     finally:
         policy.set_training_mode(training)
     flags = list(zip(parameters, in_policy, in_value, strict=True))

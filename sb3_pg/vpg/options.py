@@ -1,7 +1,9 @@
 """Which options of VPG go together: one place for every check, each with the way out in its message."""
 
+from numbers import Real
 from typing import TYPE_CHECKING
 
+import numpy as np
 from gymnasium import spaces
 
 if TYPE_CHECKING:
@@ -92,8 +94,9 @@ def _check_names(vpg: "VPG") -> None:
 def _check_ranges(vpg: "VPG") -> None:
     for name in ("gamma", "gae_lambda"):
         value = getattr(vpg, name)
-        if value is not None and not 0 <= value <= 1:
-            raise ValueError(f"{name}={value} must lie in [0, 1]")
+        given = value is not None or name == "gamma"
+        if given and not (_is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{name}={value!r} must be a number in [0, 1]")
     for name, minimum in (
         ("n_steps", 1),
         ("n_episodes", 1),
@@ -102,10 +105,16 @@ def _check_ranges(vpg: "VPG") -> None:
         ("value_batch_size", 1),
     ):
         value = getattr(vpg, name)
-        if value is not None and (isinstance(value, bool) or int(value) != value or value < minimum):
-            raise ValueError(f"{name}={value} must be an integer of at least {minimum}")
-    if vpg.max_grad_norm is not None and not vpg.max_grad_norm > 0:
-        raise ValueError(f"max_grad_norm={vpg.max_grad_norm} must be positive, or None for no clipping")
+        if value is not None and not (isinstance(value, (int, np.integer)) and _is_number(value) and value >= minimum):
+            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
+    norm = vpg.max_grad_norm
+    if norm is not None and not (_is_number(norm) and norm > 0):
+        raise ValueError(f"max_grad_norm={norm!r} must be positive, or None for no clipping")
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _check_estimator(vpg: "VPG") -> None:

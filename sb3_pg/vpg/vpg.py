@@ -10,6 +10,7 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance, update_learning_rate
 
@@ -487,6 +488,27 @@ class VPG(RolloutCollector):
             if normalize is not None:
                 normalize.training = normalize_training
             self.policy.set_training_mode(policy_training)
+
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a file or a nested dictionary, as in SB3.
+
+        :param load_path_or_dict: file of a saved model, or what ``get_parameters`` returns
+        :param exact_match: whether the parameters must be complete
+        :param device: device of the loaded tensors
+        :raises ValueError: the parameters are not those of this model
+        """
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
+        saved_separately = "value_optimizer" in load_path_or_dict
+        if exact_match and saved_separately != (self.value_optimizer is not None):
+            raise ValueError(
+                f"the parameters were saved {'with' if saved_separately else 'without'} the critic's own optimizer "
+                "(value_optimizer), and this model is the other way round: keep baseline, n_value_updates and value_learning_rate as they were"
+            )
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts, variables = super()._get_torch_save_params()

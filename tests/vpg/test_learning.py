@@ -1,0 +1,139 @@
+"""
+VPG learns what it must learn where the answer is known, within seconds and with any seed.
+
+Tables stand in for networks, and learning rates are safe rather than fast. SEEDS=25 in the environment runs 25 seeds of each.
+"""
+
+import os
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from envs import QuadraticEnv, TabularVecEnv, bandit, chain, endless
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+
+from sb3_pg import VPG
+
+SEEDS = range(int(os.environ.get("SEEDS", "1")))
+GAMMA = 0.9
+
+Options = dict[str, Any]
+
+# One logit for each state and action, one value for each state: nothing to do with networks is tested here.
+TABLES: Options = {"net_arch": {"pi": [], "vf": []}, "ortho_init": False}
+
+EPISODES: Options = {"n_episodes": 16}
+ROLLOUT: Options = {"n_steps": 5}
+JOINT: Options = {"n_value_updates": 0, "value_learning_rate": 0.2}
+SEPARATE: Options = {"n_value_updates": 4, "value_learning_rate": 0.05}
+
+CRITIC_FREE: list[Options] = [
+    {**EPISODES, "advantage_estimator": estimator, "baseline": baseline}
+    for estimator in ("total_return", "reward_to_go")
+    for baseline in ("none", "mean", "optimal")
+]
+LOOK_AHEAD: list[Options] = [
+    {"advantage_estimator": "reward_to_go"},
+    {"advantage_estimator": "n_step", "return_steps": 2},
+    {"advantage_estimator": "gae"},
+]
+WITH_CRITIC: list[Options] = [{**mode, **critic} for mode in (EPISODES, ROLLOUT) for critic in (JOINT, SEPARATE)]
+# Each estimator, each mode and each critic, but not all of their products.
+MIXED: list[Options] = [
+    *({**options, **LOOK_AHEAD[i % 3]} for i, options in enumerate(WITH_CRITIC)),
+    {**EPISODES, **SEPARATE, "critic_first": True},
+    {**EPISODES, **SEPARATE, "discount_gradient": True},
+]
+
+
+def name_of(options: Options) -> str:
+    return "-".join(str(value) for key, value in options.items() if key != "value_learning_rate")
+
+
+def make(env: VecEnv, seed: int, optimizer_class: type[th.optim.Optimizer] = th.optim.Adam, **kwargs: Any) -> VPG:
+    policy_kwargs = {**TABLES, "optimizer_class": optimizer_class}
+    return VPG("MlpPolicy", env, gamma=GAMMA, seed=seed, policy_kwargs=policy_kwargs, **kwargs)
+
+
+def action_probabilities(model: VPG, n_states: int) -> np.ndarray:
+    """``[n_states, A]``"""
+    with th.no_grad():
+        distribution: Any = model.policy.get_distribution(th.arange(n_states)).distribution
+    return np.asarray(distribution.probs)
+
+
+def values(model: VPG, n_states: int) -> np.ndarray:
+    with th.no_grad():
+        return np.asarray(model.policy.predict_values(th.arange(n_states)).flatten())
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", CRITIC_FREE + WITH_CRITIC, ids=name_of)
+def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
+    model = make(TabularVecEnv(bandit(0.5, 1.0, 0.0), 16), seed, learning_rate=0.1, **options).learn(800)
+    assert action_probabilities(model, 1)[0, 1] > 0.8
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", CRITIC_FREE[1:4] + MIXED, ids=name_of)
+def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None:
+    """Leaving pays 0.1 at once, the third step on pays 1: worth 0.81 at the start."""
+    model = make(TabularVecEnv(chain(3), 16), seed, learning_rate=0.05, **options).learn(3000)
+    assert action_probabilities(model, 3)[:, 1].min() > 0.8
+    if model.uses_critic:
+        assert np.allclose(values(model, 3), GAMMA ** np.array([2, 1, 0]), atol=0.15)
+
+
+class CutsLookLikeEnds(VecEnvWrapper):
+    """What goes wrong when truncation is treated as termination."""
+
+    def reset(self) -> Any:
+        return self.venv.reset()
+
+    def step_wait(self) -> Any:
+        obs, rewards, dones, infos = self.venv.step_wait()
+        return obs, rewards, dones, [{**info, "TimeLimit.truncated": False} for info in infos]
+
+
+# Plain descent goes from 0 to 10 without going too far; each rate halves the error of a state with each step.
+ENDLESS = [{**options, "value_learning_rate": 0.5 if options["n_value_updates"] else 1.0} for options in MIXED]
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize("options", ENDLESS, ids=name_of)
+def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, seed: int) -> None:
+    """
+    Reward 1 for ever is worth 1 / (1 - gamma) = 10, however often a limit of 6 steps cuts it. If the cut were an end, the mean
+    over the steps of an episode would be 2.9, and 3.8 is the most that bootstrapping within the episode makes of it.
+    """
+    env = TabularVecEnv(endless(6), 16)
+    right, wrong = (
+        make(venv, seed, th.optim.SGD, learning_rate=0.01, **options).learn(4000) for venv in (env, CutsLookLikeEnds(env))
+    )
+    assert np.allclose(values(right, 2), 10, atol=0.5)
+    assert values(wrong, 2).max() < 5
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"n_episodes": 32, "advantage_estimator": "total_return", "baseline": "none"},
+        {"n_episodes": 32, "advantage_estimator": "reward_to_go", "baseline": "mean"},
+        {"n_episodes": 32, "advantage_estimator": "reward_to_go", "baseline": "optimal"},
+        {"n_steps": 4, "n_value_updates": 5, "value_learning_rate": 0.03},
+        {"n_steps": 4, "n_value_updates": 0, "value_learning_rate": 0.1},
+    ],
+    ids=name_of,
+)
+def test_continuous_actions_hit_their_target(options: Options, seed: int) -> None:
+    """The best action is half the observation; a step aside costs its square. The initial policy, always 0, loses 0.25."""
+    env = DummyVecEnv([lambda: Monitor(QuadraticEnv(dim=1))] * 8)
+    model = VPG("LinearPolicy", env, learning_rate=0.02, seed=seed, policy_kwargs={"log_std_init": -1.0}, **options).learn(
+        4000
+    )
+    for observation in (-1.0, 1.0):
+        action, _ = model.predict(np.array([observation], dtype=np.float32), deterministic=True)
+        assert action.item() == pytest.approx(0.5 * observation, abs=0.15)

@@ -1,0 +1,429 @@
+"""Options that exclude one another are rejected, in the constructor and by load; every other one has an effect."""
+
+import inspect
+import io
+import re
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from envs import OBSERVATION_SPACES, MatchEnv, QuadraticEnv
+from gymnasium import spaces
+from smoke_envs import ScriptedEnv, scripted_vec_env
+from stable_baselines3.common import utils
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pg import VPG
+from sb3_pg.common.buffers import PolicyGradientBuffer, PolicyGradientDictBuffer
+from sb3_pg.vpg import LinearPolicy, options
+
+Options = dict[str, Any]
+
+EPISODES: Options = {"n_episodes": 4}
+TOTAL: Options = {**EPISODES, "advantage_estimator": "total_return", "baseline": "none"}
+TO_GO: Options = {**EPISODES, "advantage_estimator": "reward_to_go", "baseline": "mean"}
+
+
+def envs(n_envs: int = 2, **kwargs: Any) -> DummyVecEnv:
+    return DummyVecEnv([lambda: Monitor(MatchEnv(**kwargs))] * n_envs)
+
+
+def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> VPG:
+    return VPG(policy, envs() if env is None else env, **{"seed": 0, "device": "cpu", **kwargs})
+
+
+# What is wrong, and all that the message must name: the options at odds and the way out.
+WRONG: list[tuple[Options, list[str]]] = [
+    # unknown names
+    ({"advantage_estimator": "td"}, ["advantage_estimator", "'td'", *options.ADVANTAGE_ESTIMATORS]),
+    ({"baseline": "critic"}, ["baseline", "'critic'", *options.BASELINES]),
+    ({"advantage_estimator": None}, ["advantage_estimator", "None", *options.ADVANTAGE_ESTIMATORS]),
+    # ranges
+    *(({name: value}, [name, "[0, 1]"]) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, 2, float("nan"))),
+    ({"gamma": None}, ["gamma", "[0, 1]"]),
+    ({"gamma": "0.9"}, ["gamma", "[0, 1]"]),
+    *(
+        ({name: value}, [name, "integer"])
+        for name in ("n_steps", "n_episodes", "n_value_updates", "value_batch_size")
+        for value in (-1, 2.5, 4.0, "4", "many", True, float("nan"), float("inf"), [4])
+    ),
+    *(({name: 0}, [name, "at least 1"]) for name in ("n_steps", "n_episodes", "value_batch_size")),
+    *(
+        ({"advantage_estimator": "n_step", "return_steps": value}, ["return_steps", "integer of at least 1"])
+        for value in (0, -3, 1.5, "2", True, float("inf"))
+    ),
+    *(({"max_grad_norm": value}, ["max_grad_norm", "positive", "None"]) for value in (0, -1.0, float("nan"), "1")),
+    # collection
+    ({**EPISODES, "n_steps": 8}, ["n_steps=8", "n_episodes=4", "None"]),
+    # total_return
+    ({**TOTAL, "baseline": "value"}, ["total_return", "value", "baseline=", "reward_to_go"]),
+    ({**TOTAL, "discount_gradient": True}, ["total_return", "discount_gradient"]),
+    # estimators that bootstrap, without critic
+    *(
+        ({**EPISODES, "advantage_estimator": "gae", "baseline": name}, ["'gae'", repr(name), "baseline='value'"])
+        for name in ("none", "mean", "optimal")
+    ),
+    *(
+        (
+            {**EPISODES, "advantage_estimator": "n_step", "return_steps": 2, "baseline": name},
+            ["'n_step'", repr(name), "baseline='value'"],
+        )
+        for name in ("none", "mean", "optimal")
+    ),
+    # no critic, no whole episodes
+    *(
+        ({"advantage_estimator": estimator, "baseline": name}, [f"baseline={name!r}", "n_steps", "n_episodes", "value"])
+        for estimator in ("total_return", "reward_to_go")
+        for name in ("none", "mean", "optimal")
+    ),
+    *(
+        ({**TO_GO, "n_episodes": 1, "baseline": name}, [f"baseline={name!r}", "n_episodes", "at least 2"])
+        for name in ("mean", "optimal")
+    ),
+    # return_steps and gae_lambda belong to one estimator each
+    ({"advantage_estimator": "n_step"}, ["n_step", "return_steps", "required"]),
+    *(
+        ({**base, "return_steps": 3}, ["return_steps=3", repr(base.get("advantage_estimator", "gae")), "'n_step'", "None"])
+        for base in ({}, {"advantage_estimator": "reward_to_go"}, TOTAL)
+    ),
+    *(
+        ({**base, "gae_lambda": 0.9}, ["gae_lambda=0.9", repr(base["advantage_estimator"]), "'gae'", "None"])
+        for base in (TOTAL, {"advantage_estimator": "reward_to_go"}, {"advantage_estimator": "n_step", "return_steps": 2})
+    ),
+    # options of a critic, without critic
+    *(
+        ({**TO_GO, name: value}, [f"{name}={value}", "baseline='value'", f"{name}=None"])
+        for name, value in (
+            ("vf_coef", 0.5),
+            ("n_value_updates", 3),
+            ("n_value_updates", 0),
+            ("value_learning_rate", 1e-3),
+            ("value_batch_size", 2),
+        )
+    ),
+    ({**TO_GO, "critic_first": True}, ["critic_first", "baseline='value'", "n_value_updates"]),
+    # options of a critic with its own optimizer, in the joint loss, and the other way round
+    ({"vf_coef": 0.5, "n_value_updates": 3}, ["vf_coef=0.5", "n_value_updates=3", "n_value_updates=0", "vf_coef=None"]),
+    ({"n_value_updates": 0, "value_batch_size": 4}, ["value_batch_size=4", "n_value_updates > 0"]),
+    ({"vf_coef": 0.5, "value_batch_size": 4}, ["value_batch_size=4", "n_value_updates > 0"]),
+    ({"n_value_updates": 0, "critic_first": True}, ["critic_first=True", "n_value_updates > 0"]),
+    ({"vf_coef": 0.5, "critic_first": True}, ["critic_first=True", "n_value_updates > 0"]),
+    # the critic's learning rate
+    *(
+        ({"value_learning_rate": value}, ["value_learning_rate", repr(value), "lin_1e-3"])
+        for value in (
+            "fast",
+            "lin_",
+            "lin_x",
+            "exp_1e-3",
+            "lin_-1e-3",
+            "",
+            0,
+            -1e-3,
+            float("nan"),
+            float("inf"),
+            "lin_inf",
+            [1],
+        )
+    ),
+    # storage
+    ({"rollout_buffer_class": RolloutBuffer}, ["rollout_buffer_class=RolloutBuffer", "PolicyGradientBuffer", "None"]),
+    ({"rollout_buffer_class": DictRolloutBuffer}, ["rollout_buffer_class=DictRolloutBuffer", "PolicyGradientBuffer", "None"]),
+]
+
+
+def name_of(case: Any) -> str:
+    return "-".join(f"{key}={value}" for key, value in case.items()) if isinstance(case, dict) else ""
+
+
+def assert_names_all(raised: pytest.ExceptionInfo[ValueError], words: list[str]) -> None:
+    message = str(raised.value)
+    assert [word for word in words if word not in message] == []
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG, ids=name_of)
+def test_the_constructor_rejects(wrong: Options, words: list[str]) -> None:
+    with pytest.raises(ValueError, match=r".") as raised:
+        make(**wrong)
+    assert_names_all(raised, words)
+
+
+@pytest.fixture(scope="module")
+def saved() -> bytes:
+    file = io.BytesIO()
+    make(n_steps=8).save(file)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(("wrong", "words"), WRONG, ids=name_of)
+def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
+    """With overrides, as the zoo does: the saved model collects fixed rollouts, which whole episodes have to replace."""
+    overrides = {"n_steps": None, **wrong} if "n_episodes" in wrong else wrong
+    with pytest.raises(ValueError, match=r".") as raised:
+        VPG.load(io.BytesIO(saved), env=envs(), **overrides)
+    assert_names_all(raised, words)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "n_envs", "words"),
+    [
+        ({"n_episodes": 4}, 3, ["n_episodes=4", "multiple", "environments (3)"]),
+        ({"n_episodes": 1}, 2, ["n_episodes=1", "multiple", "environments (2)"]),
+        ({"n_steps": 1}, 1, ["n_steps * n_envs", "1 * 1", "raise n_steps"]),
+        ({"n_steps": 4, "value_batch_size": 9}, 2, ["value_batch_size=9", "n_steps * n_envs = 8", "raise n_steps"]),
+    ],
+    ids=str,
+)
+def test_what_depends_on_the_number_of_environments(wrong: Options, n_envs: int, words: list[str], saved: bytes) -> None:
+    """Rejected when training would start with such a number; a model that was loaded to predict does not mind."""
+    with pytest.raises(ValueError, match=r".") as raised:
+        make(envs(n_envs), **wrong)
+    assert_names_all(raised, words)
+    loaded = VPG.load(io.BytesIO(saved), env=envs(n_envs), **{"n_steps": None, **wrong})
+    before = {name: value.clone() for name, value in loaded.policy.state_dict().items()}
+    with pytest.raises(ValueError, match=r".") as raised:
+        loaded.learn(100)
+    assert_names_all(raised, words)
+    assert all(th.equal(value, before[name]) for name, value in loaded.policy.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        {"n_steps": 2},
+        {"n_steps": np.int64(4), "gamma": np.float32(0.5), "n_value_updates": np.int32(2)},
+        {"n_steps": 4, "value_batch_size": 8},
+        {"n_steps": 4, "gamma": 0, "gae_lambda": 0},
+        {"n_steps": 4, "gamma": 1, "gae_lambda": 1},
+        {"n_episodes": 2, "value_batch_size": 1000},
+        {"n_steps": 4, "vf_coef": 0.0},
+        {"n_steps": 4, "value_learning_rate": "1e-3", "n_value_updates": 0, "vf_coef": 0.3},
+        {"n_steps": 4, "rollout_buffer_class": PolicyGradientBuffer},
+        {**TOTAL, "n_episodes": 2},
+    ],
+    ids=name_of,
+)
+def test_what_is_just_right_is_accepted(accepted: Options) -> None:
+    model = make(**accepted).learn(20)
+    assert model.num_timesteps >= 20
+
+
+def test_one_episode_will_do_without_baseline() -> None:
+    make(envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)
+
+
+@pytest.mark.parametrize("space", [spaces.Tuple([spaces.Discrete(2)]), spaces.Dict(a=spaces.Discrete(2))], ids=str)
+def test_unsupported_action_spaces(space: spaces.Space[Any]) -> None:
+    with pytest.raises(ValueError, match=r"VPG supports the action spaces Box, Discrete, MultiDiscrete, MultiBinary, not"):
+        VPG("MlpPolicy", ScriptedEnv(0, [(3, "terminated")], space))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"n_value_updates": 2}, {"n_value_updates": 0, "value_learning_rate": 1e-3}], ids=str)
+@pytest.mark.parametrize("observation", ["image", "dict_image"])
+def test_shared_features_need_the_joint_loss(wrong: Options, observation: str) -> None:
+    env, policy = envs(observation=observation), "CnnPolicy" if observation == "image" else "MultiInputPolicy"
+    shared: Options = {"policy_kwargs": {"share_features_extractor": True}}
+    with pytest.raises(
+        ValueError, match=r"n_value_updates.*value_learning_rate.*share_features_extractor=False.*n_value_updates=0"
+    ):
+        make(env, policy, n_steps=8, **wrong, **shared)
+    file = io.BytesIO()
+    make(env, policy, n_steps=8, n_value_updates=0, **shared).save(file)
+    file.seek(0)
+    with pytest.raises(ValueError, match="share_features_extractor=False"):
+        VPG.load(file, **{"n_value_updates": 2, **wrong})
+
+
+@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "LinearPolicy", LinearPolicy])
+def test_dictionaries_need_their_policy(policy: Any) -> None:
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        VPG(policy, envs(observation="dict"), n_steps=8)
+
+
+@pytest.mark.parametrize("net_arch", [[64], [], {"pi": [8]}, {"pi": [8], "vf": [8]}])
+def test_a_linear_policy_has_no_hidden_layer(net_arch: Any) -> None:
+    with pytest.raises(ValueError, match=r"no hidden layer: net_arch=.* must be None or dict\(vf="):
+        make(policy="LinearPolicy", policy_kwargs={"net_arch": net_arch})
+
+
+def test_unknown_policies_and_storage_of_the_wrong_kind() -> None:
+    with pytest.raises(ValueError, match="LstmPolicy"):
+        make(policy="LstmPolicy")
+    with pytest.raises(ValueError, match=r"PolicyGradientBuffer cannot store .*PolicyGradientDictBuffer"):
+        make(envs(observation="dict"), "MultiInputPolicy", rollout_buffer_class=PolicyGradientBuffer)
+    with pytest.raises(ValueError, match=r"gSDE\) can only be used with continuous actions"):
+        make(use_sde=True)
+
+
+@pytest.mark.parametrize(
+    ("kept", "override"),
+    [
+        ({}, {"n_value_updates": 0}),
+        ({"n_value_updates": 0}, {"n_value_updates": 3}),
+        ({"n_value_updates": 0}, {"value_learning_rate": 1e-3}),
+        ({}, {"n_steps": None, **TO_GO}),
+    ],
+    ids=str,
+)
+def test_load_says_so_when_the_optimizers_no_longer_fit(kept: Options, override: Options) -> None:
+    """One optimizer for the joint loss, two otherwise: their state cannot be carried over."""
+    file = io.BytesIO()
+    make(n_steps=8, **kept).learn(16).save(file)
+    file.seek(0)
+    with pytest.raises(ValueError, match=r"n_value_updates|value_learning_rate") as raised:
+        VPG.load(file, **override)
+    assert "optimizer" in str(raised.value)
+
+
+def test_load_takes_overrides_that_fit() -> None:
+    file = io.BytesIO()
+    make(n_steps=8, n_value_updates=3).learn(16).save(file)
+    file.seek(0)
+    loaded = VPG.load(file, env=envs(), n_value_updates=5, gae_lambda=0.5, value_learning_rate="lin_0.1", learning_rate=0.2)
+    loaded.learn(64)
+    assert loaded.lr_schedule(0.5) == 0.2
+    assert loaded.value_optimizer is not None
+    assert loaded.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
+
+
+def test_documented_defaults_are_those_in_use() -> None:
+    text = " ".join((VPG.__doc__ or "").split())
+    for name, value in (
+        ("n_steps", options.N_STEPS),
+        ("gae_lambda", options.GAE_LAMBDA),
+        ("n_value_updates", options.N_VALUE_UPDATES),
+    ):
+        described = re.search(rf":param {name}: (.*?) :param", text)
+        assert described is not None
+        assert re.search(rf"\b{re.escape(str(value))} (if not given|unless)", described[1])
+    model = make()
+    assert model.n_steps == options.N_STEPS
+    assert model.resolved_n_value_updates == options.N_VALUE_UPDATES
+
+
+# ------------------------------------------------------------------------------------ nothing is accepted and ignored
+
+
+class CountingBuffer(PolicyGradientBuffer):
+    """
+    A buffer of one's own.
+
+    :param args: as in the base class
+    :param scale: factor of all rewards
+    :param kwargs: as in the base class
+    """
+
+    def __init__(self, *args: Any, scale: float = 2.0, **kwargs: Any) -> None:
+        self.scale = scale
+        super().__init__(*args, **kwargs)
+
+    def add(self, obs: Any, actions: Any, rewards: Any, *flags: Any) -> None:
+        super().add(obs, actions, self.scale * rewards, *flags)
+
+
+JOINT: Options = {"n_value_updates": 0}
+BOX: Options = {"use_sde": True}
+
+# Two ways to set each option, all else being equal, after which the trained parameters must differ.
+CHANGES: dict[str, list[tuple[Options, Options]]] = {
+    "policy": [({}, {"policy": "LinearPolicy"})],
+    "env": [({}, {"env": "terminating"})],
+    "learning_rate": [({}, {"learning_rate": 0.1}), ({}, {"learning_rate": lambda p: 1e-3 * p})],
+    "n_steps": [({}, {"n_steps": 7})],
+    "gamma": [({}, {"gamma": 0.5}), (TOTAL, {"gamma": 0.5}), (TO_GO, {"gamma": 0.5}), (JOINT, {"gamma": 0.5})],
+    "gae_lambda": [({}, {"gae_lambda": 0.3}), ({"gae_lambda": 0.0}, {"gae_lambda": 1.0}), ({}, {"gae_lambda": 0.0})],
+    "ent_coef": [({}, {"ent_coef": 0.1}), (TO_GO, {"ent_coef": 0.1}), ({**TO_GO, "baseline": "optimal"}, {"ent_coef": 0.1})],
+    "vf_coef": [(JOINT, {"vf_coef": 0.1}), (JOINT, {"vf_coef": 0.0})],
+    "max_grad_norm": [({}, {"max_grad_norm": 1e-3}), (JOINT, {"max_grad_norm": 1e-3}), (TOTAL, {"max_grad_norm": 1e-3})],
+    "use_sde": [({"action": "box"}, {"action": "box", "use_sde": True})],
+    "sde_sample_freq": [({"action": "box", **BOX}, {"action": "box", "sde_sample_freq": 2})],
+    "rollout_buffer_class": [({}, {"rollout_buffer_class": CountingBuffer})],
+    "rollout_buffer_kwargs": [({"rollout_buffer_class": CountingBuffer}, {"rollout_buffer_kwargs": {"scale": 3.0}})],
+    "normalize_advantage": [({}, {"normalize_advantage": True}), (TOTAL, {"normalize_advantage": True})],
+    "policy_kwargs": [({}, {"policy_kwargs": {"net_arch": [4]}}), ({}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}})],
+    "seed": [({}, {"seed": 1})],
+    "advantage_estimator": [({}, {"advantage_estimator": "reward_to_go"}), (TO_GO, {"advantage_estimator": "total_return"})],
+    "baseline": [
+        *((TO_GO, {"baseline": name}) for name in ("none", "optimal", "value")),
+        ({**TO_GO, "baseline": "none"}, {"baseline": "optimal"}),
+        (TOTAL, {"baseline": "mean"}),
+        (TOTAL, {"baseline": "optimal"}),
+    ],
+    "n_episodes": [(EPISODES, {"n_episodes": 2}), (TO_GO, {"n_episodes": 8})],
+    "return_steps": [({"advantage_estimator": "n_step", "return_steps": 1}, {"return_steps": 2})],
+    "discount_gradient": [(base, {"discount_gradient": True}) for base in ({}, JOINT, EPISODES, TO_GO)],
+    "n_value_updates": [({}, {"n_value_updates": 3}), ({"n_value_updates": 1}, JOINT), ({}, JOINT)],
+    "value_learning_rate": [(base, {"value_learning_rate": rate}) for base in ({}, JOINT) for rate in (1e-2, "lin_1e-2")],
+    "value_batch_size": [({}, {"value_batch_size": 3}), (EPISODES, {"value_batch_size": 3})],
+    "critic_first": [({}, {"critic_first": True}), (EPISODES, {"critic_first": True})],
+}  # fmt: skip
+# Tested by what they show instead, below or among the logs.
+SHOWN = {"stats_window_size", "tensorboard_log", "verbose", "device", "_init_setup_model"}
+
+
+def test_every_option_has_its_test() -> None:
+    assert set(CHANGES) | SHOWN == set(inspect.signature(VPG.__init__).parameters) - {"self"}
+
+
+def trained(**kwargs: Any) -> th.Tensor:
+    """All parameters after some updates on truncated episodes of different lengths, with the same random numbers."""
+    action = spaces.Box(-1, 1, (2,)) if kwargs.pop("action", None) == "box" else None
+    scripts: Any = [[(3, "truncated"), (5, "truncated")], [(2, "terminated"), (6, "truncated")]]
+    if kwargs.pop("env", None) == "terminating":
+        scripts = [[(length, "terminated") for length, _ in script] for script in scripts]
+    mode: Options = {} if "n_episodes" in kwargs else {"n_steps": 6}
+    model = make(scripted_vec_env(scripts, action_space=action), **{**mode, **kwargs})
+    model.learn(60)
+    return th.cat([p.detach().ravel() for p in model.policy.parameters()])
+
+
+@pytest.mark.parametrize(
+    ("base", "change"), [pytest.param(*case, id=f"{name}-{i}") for name in CHANGES for i, case in enumerate(CHANGES[name])]
+)
+def test_no_option_is_ignored(base: Options, change: Options) -> None:
+    before, again, after = trained(**base), trained(**base), trained(**{**base, **change})
+    assert th.equal(before, again)
+    assert before.shape != after.shape or (before - after).abs().max() > 1e-6
+
+
+@pytest.mark.parametrize("verbose", [0, 1])
+def test_verbosity(verbose: int, capsys: pytest.CaptureFixture[str]) -> None:
+    make(n_steps=8, verbose=verbose).learn(32)
+    assert ("total_timesteps" in capsys.readouterr().out) == bool(verbose)
+
+
+def test_device_and_folder_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[Any, ...]] = []
+    original = utils.configure_logger
+
+    def configure(*args: Any) -> Any:
+        given.append(args)
+        return original(0, None)
+
+    monkeypatch.setattr(utils, "configure_logger", configure)
+    model = make(n_steps=8, tensorboard_log="somewhere")
+    model.learn(16)
+    model.learn(16, tb_log_name="mine", reset_num_timesteps=False)
+    assert given == [(0, "somewhere", "VPG", True), (0, "somewhere", "mine", False)]
+    assert model.device == th.device("cpu")
+    assert {p.device for p in model.policy.parameters()} == {th.device("cpu")}
+
+
+def test_building_can_wait() -> None:
+    model = make(n_steps=8, _init_setup_model=False)
+    assert not hasattr(model, "policy")
+    model._setup_model()
+    model.learn(16)
+
+
+def test_single_environments_are_fine() -> None:
+    env: gym.Env[Any, Any] = QuadraticEnv(dim=1)
+    assert isinstance(make(env, n_steps=4).learn(8).rollout_buffer, PolicyGradientBuffer)
+    model = make(envs(observation="dict"), "MultiInputPolicy", n_steps=4)
+    assert isinstance(model.learn(8).rollout_buffer, PolicyGradientDictBuffer)
+    assert model.observation_space == OBSERVATION_SPACES["dict"]
