@@ -37,7 +37,8 @@ def policy_log_probs(policy: ActorCriticPolicy, mdp: TabularMDP) -> th.Tensor:
     states = th.arange(mdp.n_states).repeat_interleave(mdp.n_actions)
     actions = th.arange(mdp.n_actions).repeat(mdp.n_states)
     log_probs: th.Tensor = policy.evaluate_actions(states, actions)[1]
-    return log_probs.double().reshape(mdp.n_states, mdp.n_actions)
+    # The rows sum to one up to float32 rounding; make it float64 rounding.
+    return th.log_softmax(log_probs.double().reshape(mdp.n_states, mdp.n_actions), dim=1)
 
 
 def policy_values(policy: ActorCriticPolicy, mdp: TabularMDP) -> np.ndarray:

@@ -16,7 +16,7 @@ from sb3_pg.registry import ALGOS, Algorithm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NOT_ALGORITHMS = {"common", "zoo", "__pycache__"}
+NOT_ALGORITHMS = {"common", "diagnose", "zoo", "__pycache__"}
 
 
 def folder_of(algorithm: Algorithm) -> str:

@@ -15,7 +15,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 
 # Layer of each module, lowest first; a longer name beats a shorter one, and any other folder of the package is an algorithm.
 # A module imports from the layers below and from its own.
-ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, ZOO, TOP = range(7)
+ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
 LAYERS = {
     "sb3_pg.common.returns": ARRAYS,
     "sb3_pg.common.baselines": ARRAYS,
@@ -25,7 +25,8 @@ LAYERS = {
     "sb3_pg.common.policies": TRAINING,
     "sb3_pg.common.on_policy": TRAINING,
     "sb3_pg.registry": REGISTRY,
-    "sb3_pg.zoo": ZOO,
+    "sb3_pg.diagnose": TOOL,
+    "sb3_pg.zoo": TOOL,
 }
 # What a layer may import from outside, besides the standard library; None is anything.
 ALLOWED = {
@@ -34,7 +35,7 @@ ALLOWED = {
     TRAINING: {"numpy", "torch", "gymnasium", "stable_baselines3"},
     ALGORITHM: {"numpy", "torch", "gymnasium", "stable_baselines3", "optuna"},
     REGISTRY: {"optuna", "stable_baselines3"},
-    ZOO: None,
+    TOOL: None,
     TOP: set(),
 }
 

@@ -124,8 +124,10 @@ def summarize(estimates: FloatArray, reference: Reference, rng: np.random.Genera
     counts, other_counts = (_resample(len(products), rng) for products in (own, others))
 
     squared_norms = off_diagonal_mean(own, counts)
-    variances = counts @ np.diag(own) / len(own) - squared_norms
-    lengths = np.sqrt(np.diag(own)) * np.sqrt(others.mean())
+    squares = np.diag(own)
+    # Half the squared distance of two estimates has the variance as its expectation, and is not negative.
+    variances = np.maximum(off_diagonal_mean((squares[:, None] + squares) / 2 - own, counts), 0)
+    lengths = np.sqrt(squares) * np.sqrt(others.mean())
     directions = np.divide(cross.mean(axis=1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
     reference_squared_norms = off_diagonal_mean(others, other_counts)
     crossed = np.sum((counts @ cross) * other_counts, axis=1) / cross.size

@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation
@@ -32,7 +33,7 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
     :param path: file to write; its ending chooses the format
     """
     rows = by_variance(measurements)
-    figure = Figure(figsize=(11.5, 0.42 * len(rows) + 3), layout="constrained")
+    figure = Figure(figsize=(11.5, 0.42 * len(rows) + 3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_variance(left, rows)
     _draw_cosine(right, rows)
@@ -84,7 +85,7 @@ def _draw_cosine(axes: Axes, rows: Sequence[Measurement]) -> None:
     axes.set_xlim(min(0.0, *(row.cosine.low * 1.1 for row in rows)), 1)
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_title("Direction: cosine to the gradient", fontsize="medium", fontweight="bold")
-    axes.set_xlabel("cosine (1: the right direction, 0: any direction)")
+    axes.set_xlabel("cosine (1: the right direction, 0: at right angles to it)")
 
 
 def _draw_ratios(axes: Axes, rows: Sequence[Measurement]) -> None:
@@ -113,7 +114,11 @@ def _draw_bars(axes: Axes, rows: Sequence[Measurement], numbers: Sequence[Interv
 
 def _draw_legend(figure: Figure, rows: Sequence[Measurement]) -> None:
     present = {row.baseline for row in rows}
-    handles: list[Artist] = [Patch(color=_COLOURS[key], label=text) for key, text in _BASELINES.items() if key in present]
+    names = dict(_BASELINES)
+    explained = next((row.critic_explained_variance for row in rows if row.critic_explained_variance is not None), None)
+    if explained is not None:
+        names["value"] += f", {explained:.0%} explained"
+    handles: list[Artist] = [Patch(color=_COLOURS[key], label=text) for key, text in names.items() if key in present]
     if any(map(_trusts_critic, rows)):
         handles.append(
             Patch(facecolor="0.6", hatch="///", edgecolor="white", linewidth=0, label="biased by the critic's errors")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pg.diagnose.estimators import DEFAULT_ESTIMATORS, Estimator
 from sb3_pg.diagnose.moments import Reference, summarize
@@ -30,14 +31,15 @@ _REFERENCES = (
     (2, Estimator("reward_to_go", "mean")),
     (1, Estimator("reward_to_go", "none")),
 )
-# Steps that a critic is fitted on: rollouts of all its environments, by VPG's own code.
+# Steps that a critic is fitted on, by VPG's own code.
 DEFAULT_CRITIC_STEPS = 20_480
 _CRITIC_ENVIRONMENTS = 8
 _CRITIC_OPTIONS = {
     "learning_rate": 0.0,
-    "n_steps": 256,
-    "value_learning_rate": "lin_1e-2",
-    "n_value_updates": 100,
+    "n_steps": 128,
+    # Falling, so that the noise of the targets averages out, but not to zero, which it would be in a last or only rollout.
+    "value_learning_rate": LinearSchedule(1e-2, 1e-3, 1.0),
+    "n_value_updates": 50,
     "value_batch_size": 256,
 }
 # A critic is judged on whole episodes that it was not fitted to.
@@ -107,7 +109,19 @@ def measure(
     :return: one measurement for each estimator
     :raises ValueError: options that exclude one another or are out of range, or a model that does not fit
     """
-    _check(n_batches, budget, reference_batches, critic_steps, policy if model is not None else None, seed, n_jobs)
+    if model is not None and policy is not None:
+        raise ValueError(f"policy={policy!r} is for a new policy, and model={str(model)!r} has its own: leave out one of them")
+    if n_batches is not None and budget is not None:
+        raise ValueError(f"n_batches={n_batches} and budget={budget} exclude one another: leave out one of them")
+    _check_minima(
+        n_batches=(n_batches, 2),
+        budget=(budget, 1),
+        reference_batches=(reference_batches, 2),
+        n_episodes=(n_episodes, 1),
+        critic_steps=(critic_steps, 0),
+        seed=(seed, 0),
+        n_jobs=(n_jobs, 1),
+    )
     task = Task(
         env=env,
         env_kwargs=dict(env_kwargs or {}),
@@ -297,27 +311,7 @@ def _choose(names: Sequence[str] | None, task: Task) -> list[Estimator]:
     return chosen
 
 
-def _check(
-    n_batches: int | None,
-    budget: int | None,
-    reference_batches: int | None,
-    critic_steps: int | None,
-    policy: str | None,
-    seed: int,
-    n_jobs: int,
-) -> None:
-    if n_batches is not None and budget is not None:
-        raise ValueError(f"n_batches={n_batches} and budget={budget} exclude one another: leave out one of them")
-    if policy is not None:
-        raise ValueError(f"policy={policy!r} is for a new policy, and model has its own: leave out one of them")
-    minima: list[tuple[str, int | None, int]] = [
-        ("n_batches", n_batches, 2),
-        ("budget", budget, 1),
-        ("reference_batches", reference_batches, 2),
-        ("critic_steps", critic_steps, 0),
-        ("seed", seed, 0),
-        ("n_jobs", n_jobs, 1),
-    ]
-    for name, value, minimum in minima:
+def _check_minima(**numbers: tuple[int | None, int]) -> None:
+    for name, (value, minimum) in numbers.items():
         if value is not None and value < minimum:
             raise ValueError(f"{name}={value} must be at least {minimum}")

@@ -506,7 +506,8 @@ class VPG(RolloutCollector):
         if exact_match and saved_separately != (self.value_optimizer is not None):
             raise ValueError(
                 f"the parameters were saved {'with' if saved_separately else 'without'} the critic's own optimizer "
-                "(value_optimizer), and this model is the other way round: keep baseline, n_value_updates and value_learning_rate as they were"
+                "(value_optimizer), and this model is the other way round: keep baseline, n_value_updates and "
+                "value_learning_rate as they were"
             )
         super().set_parameters(load_path_or_dict, exact_match, device)
 
