@@ -106,14 +106,14 @@ ENDLESS = [{**options, "value_learning_rate": 0.5 if options["n_value_updates"] 
 def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, seed: int) -> None:
     """
     Reward 1 for ever is worth 1 / (1 - gamma) = 10, however often a limit of 6 steps cuts it. If the cut were an end, the mean
-    over the steps of an episode would be 2.9, and 3.8 is the most that bootstrapping within the episode makes of it.
+    over the steps of an episode would be 2.9, and bootstrapping within the episode makes more of it, but not 10.
     """
     env = TabularVecEnv(endless(6), 16)
     right, wrong = (
         make(venv, seed, th.optim.SGD, learning_rate=0.01, **options).learn(4000) for venv in (env, CutsLookLikeEnds(env))
     )
-    assert np.allclose(values(right, 2), 10, atol=0.5)
-    assert values(wrong, 2).max() < 5
+    assert np.allclose(values(right, 2), 10, atol=0.1)
+    assert values(wrong, 2).max() < 7
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -122,7 +122,6 @@ def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, s
     [
         {"n_episodes": 32, "advantage_estimator": "total_return", "baseline": "none"},
         {"n_episodes": 32, "advantage_estimator": "reward_to_go", "baseline": "mean"},
-        {"n_episodes": 32, "advantage_estimator": "reward_to_go", "baseline": "optimal"},
         {"n_steps": 4, "n_value_updates": 5, "value_learning_rate": 0.03},
         {"n_steps": 4, "n_value_updates": 0, "value_learning_rate": 0.1},
     ],
