@@ -11,6 +11,10 @@ from sb3_pg.common.returns import BoolArray, FloatArray, episode_start_rows
 
 IntArray = npt.NDArray[np.intp]
 
+# Scores that cancel leave a remainder of float32's rounding, about 1e-8: its square is taken for zero. The bound must not depend on
+# the episode's own scores, which would bias its baseline.
+SMALLEST_SQUARE = 1e-12
+
 
 def episode_ids(terminated: BoolArray, truncated: BoolArray) -> IntArray:
     """
@@ -72,7 +76,7 @@ def optimal_baseline(estimates: FloatArray, scores: FloatArray) -> FloatArray:
 
     :param estimates: ``[K, P]``, each episode's gradient estimate x without baseline
     :param scores: ``[K, P]``, the sum g that multiplies the baseline in each episode
-    :return: ``[K, P]``; where the other episodes' scores are all zero the baseline is 0
+    :return: ``[K, P]``; where the other episodes' scores vanish the baseline is 0
     :raises ValueError: fewer than two episodes, or different shapes
     """
     _check_episodes(len(estimates))
@@ -80,7 +84,7 @@ def optimal_baseline(estimates: FloatArray, scores: FloatArray) -> FloatArray:
         raise ValueError(f"estimates and scores must both be [K, P], got {estimates.shape} and {scores.shape}")
     products, squares = estimates * scores, scores * scores
     numerator, denominator = _sum_of_others(products), _sum_of_others(squares)
-    return np.divide(numerator, denominator, out=np.zeros_like(estimates), where=denominator > 0)
+    return np.divide(numerator, denominator, out=np.zeros_like(estimates), where=denominator > SMALLEST_SQUARE)
 
 
 def standardize(weights: FloatArray) -> FloatArray:

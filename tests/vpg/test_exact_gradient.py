@@ -236,14 +236,14 @@ UNBIASED = [
 
 @pytest.mark.parametrize(("name", "combination"), UNBIASED, ids=label)
 def test_mean_is_the_exact_gradient(combination: Combination, name: str) -> None:
-    mdp, n_envs = {"layers": (LAYERS, 128), "cycles": (CYCLES, 64), "limit": (LIMIT, 32)}[name]
+    mdp, n_envs = {"layers": (LAYERS, 128), "cycles": (CYCLES, 128), "limit": (LIMIT, 32)}[name]
     vpg = make_vpg(TabularVecEnv(mdp, n_envs), combination, 128)
     exact = exact_gradient(vpg, mdp)
     assert np.allclose(exact, exact_gradient(vpg, mdp, values=None), atol=1e-6)  # whatever the critic says
     check_mean(vpg.estimate_gradient(60), exact, 0.5 * exact, other_option(vpg, mdp))
 
 
-@pytest.mark.parametrize("combination", OPTIMAL, ids=label)
+@pytest.mark.parametrize("combination", [OPTIMAL[0], OPTIMAL[2]], ids=label)
 def test_mean_is_the_exact_gradient_with_the_optimal_baseline(combination: Combination) -> None:
     vpg = make_vpg(TabularVecEnv(LIMIT, 8), combination, 16)
     exact = exact_gradient(vpg, LIMIT)
@@ -273,8 +273,7 @@ def test_quota_trap(combination: Combination) -> None:
     check_mean(vpg.estimate_gradient(80), exact, exact / mean_length)
 
 
-@pytest.mark.parametrize("baseline", ["mean", "optimal"])
-@pytest.mark.parametrize("estimator", ["total_return", "reward_to_go"])
+@pytest.mark.parametrize(("estimator", "baseline"), [("total_return", "mean"), ("reward_to_go", "optimal")])
 def test_a_baseline_of_a_single_other_episode(estimator: str, baseline: str) -> None:
     """With two episodes, one that is part of its own baseline would halve the gradient."""
     mdp = bandit(1.0, 3.0)
@@ -313,8 +312,8 @@ SMALL = layered_mdp(2, depth=2)
 @pytest.mark.parametrize(
     ("name", "combination", "n_episodes"),
     [
-        *[("layers", combination, 16) for combination in [WITHOUT_CRITIC[0], WITHOUT_CRITIC[3], WITH_CRITIC[2], BIASED[3]]],
-        *[("layers", combination, 2) for combination in [WITHOUT_CRITIC[1], WITHOUT_CRITIC[4], WITHOUT_CRITIC[5]]],
+        *[("layers", combination, 16) for combination in [WITHOUT_CRITIC[0], WITHOUT_CRITIC[3], BIASED[3]]],
+        *[("layers", combination, 2) for combination in [WITHOUT_CRITIC[1], WITHOUT_CRITIC[5]]],
         *[("layers", combination, 3) for combination in [WITHOUT_CRITIC[4], OPTIMAL[0], OPTIMAL[2]]],
         *[("cancelling", combination, 16) for combination in [WITHOUT_CRITIC[0], WITHOUT_CRITIC[2]]],
     ],
@@ -322,7 +321,7 @@ SMALL = layered_mdp(2, depth=2)
 )
 def test_mean_and_variance_are_those_of_enumeration(name: str, combination: Combination, n_episodes: int) -> None:
     mdp = {"layers": SMALL, "cancelling": cancelling_rewards()}[name]
-    n_batches = 1000 if n_episodes == 2 else 600  # the fewer the episodes, the further from normal
+    n_batches = {2: 1000, 3: 600, 16: 400}[n_episodes]  # the fewer the episodes, the further from normal
     vpg = make_vpg(TabularVecEnv(mdp, n_episodes), combination, n_episodes)
     moments = batch_moments(terms_of(vpg, mdp), n_episodes, batch_baseline(vpg))
     estimates = vpg.estimate_gradient(n_batches)
@@ -347,7 +346,7 @@ def test_optimal_baseline_is_zero_where_scores_cancel(estimator: str) -> None:
         for parameter in vpg.policy.parameters():
             parameter.zero_()
     moments = batch_moments(terms_of(vpg, mdp), 2, "optimal")
-    estimates = vpg.estimate_gradient(400)
+    estimates = vpg.estimate_gradient(200)
     assert worst(z_scores(estimates, moments.mean)) < BOUND
     varies = moments.variance > 1e-9
     assert np.all(np.abs(estimates.std(axis=0, ddof=1)[varies] / np.sqrt(moments.variance[varies]) - 1) < 0.5)

@@ -26,8 +26,8 @@ TABLES: Options = {"net_arch": {"pi": [], "vf": []}, "ortho_init": False}
 
 EPISODES: Options = {"n_episodes": 16}
 ROLLOUT: Options = {"n_steps": 5}
-JOINT: Options = {"n_value_updates": 0, "value_learning_rate": 0.2}
-SEPARATE: Options = {"n_value_updates": 4, "value_learning_rate": 0.05}
+JOINT: Options = {"n_value_updates": 0, "value_learning_rate": "lin_0.2"}
+SEPARATE: Options = {"n_value_updates": 4, "value_learning_rate": "lin_0.05"}
 
 CRITIC_FREE: list[Options] = [
     {**EPISODES, "advantage_estimator": estimator, "baseline": baseline}
@@ -77,7 +77,7 @@ def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-@pytest.mark.parametrize("options", CRITIC_FREE[1:4] + MIXED, ids=name_of)
+@pytest.mark.parametrize("options", CRITIC_FREE[:2] + CRITIC_FREE[3:5] + MIXED, ids=name_of)
 def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None:
     """Leaving pays 0.1 at once, the third step on pays 1: worth 0.81 at the start."""
     model = make(TabularVecEnv(chain(3), 16), seed, learning_rate=0.05, **options).learn(3000)
