@@ -11,8 +11,8 @@ from sb3_pg.common.returns import BoolArray, FloatArray, episode_start_rows
 
 IntArray = npt.NDArray[np.intp]
 
-# Scores that cancel leave a remainder of float32's rounding, about 1e-8: its square is taken for zero. The bound must not depend on
-# the episode's own scores, which would bias its baseline.
+# Scores that cancel leave a remainder of float32's rounding, about 1e-8: its square is taken for zero. The bound must not
+# depend on the episode's own scores, which would bias its baseline.
 SMALLEST_SQUARE = 1e-12
 
 

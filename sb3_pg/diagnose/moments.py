@@ -8,6 +8,7 @@ bootstrap sample is a vector of counts (an estimate that was drawn twice still m
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -60,21 +61,19 @@ class Reference:
 
     estimates: FloatArray
 
-    @property
-    def mean(self) -> FloatArray:
-        """``[P]``, the reference gradient r."""
-        result: FloatArray = self.estimates.mean(axis=0, dtype=np.float64)
-        return result
+    @cached_property
+    def products(self) -> FloatArray:
+        """``[M, M]``, scalar products of the estimates."""
+        return scalar_products(self.estimates, self.estimates)
 
-    @property
+    @cached_property
     def accuracy(self) -> float:
         """
         Cosine between the reference and the gradient it stands for, ``sqrt(|g|^2 / |r|^2)`` with an unbiased ``|g|^2``;
         0 where that is not positive: the reference then is nothing but noise.
         """
-        products = scalar_products(self.estimates, self.estimates)
-        ones = np.ones((1, len(products)))
-        squared_norm, mean_squared = float(off_diagonal_mean(products, ones)[0]), float(products.mean())
+        ones = np.ones((1, len(self.products)))
+        squared_norm, mean_squared = float(off_diagonal_mean(self.products, ones)[0]), float(self.products.mean())
         return float(np.sqrt(squared_norm / mean_squared)) if squared_norm > 0 else 0.0
 
 
@@ -118,7 +117,7 @@ def summarize(estimates: FloatArray, reference: Reference, rng: np.random.Genera
     if len(estimates) < 2:
         raise ValueError(f"a variance takes at least two estimates, got {len(estimates)}: raise n_batches")
     own = scalar_products(estimates, estimates)
-    others = scalar_products(reference.estimates, reference.estimates)
+    others = reference.products
     cross = scalar_products(estimates, reference.estimates)
     # The first "sample" of each is the data itself.
     counts, other_counts = (_resample(len(products), rng) for products in (own, others))

@@ -90,7 +90,7 @@ def _draw_cosine(axes: Axes, rows: Sequence[Measurement]) -> None:
 
 def _draw_ratios(axes: Axes, rows: Sequence[Measurement]) -> None:
     """A column of numbers on the right."""
-    for y, text in [(-0.85, "SNR"), *((y, f"{row.snr.value:.2g}") for y, row in enumerate(rows))]:
+    for y, text in [(-0.85, "signal/\nnoise"), *((y, f"{row.snr.value:.2g}") for y, row in enumerate(rows))]:
         axes.annotate(
             text,
             (1, y),
@@ -117,7 +117,7 @@ def _draw_legend(figure: Figure, rows: Sequence[Measurement]) -> None:
     names = dict(_BASELINES)
     explained = next((row.critic_explained_variance for row in rows if row.critic_explained_variance is not None), None)
     if explained is not None:
-        names["value"] += f", {explained:.0%} explained"
+        names["value"] += f" (explains {explained:.0%})"
     handles: list[Artist] = [Patch(color=_COLOURS[key], label=text) for key, text in names.items() if key in present]
     if any(map(_trusts_critic, rows)):
         handles.append(

@@ -1,7 +1,7 @@
 """Drawing gradient estimates, on several processes if wanted. What is drawn depends on the seeds alone."""
 
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -114,7 +114,7 @@ def one_thread() -> Iterator[None]:
         th.set_num_threads(before)
 
 
-def run_jobs(sampler: Sampler, jobs: Sequence[Job], n_jobs: int) -> Iterator[Estimates]:
+def run_jobs(sampler: Sampler, jobs: Sequence[Job], n_jobs: int) -> Generator[Estimates, None, None]:
     """
     Do all jobs, in this process or on several others.
 

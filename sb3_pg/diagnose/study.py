@@ -3,6 +3,7 @@
 import math
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -83,7 +84,8 @@ def measure(
 
     All estimators see the same episodes, so each estimate takes the same number of environment steps whatever the estimator.
     The reference gradient is the mean of reward-to-go estimates with a leave-one-out baseline, which is unbiased, over
-    other episodes; a critic is fitted on others again. Random generators are re-seeded.
+    other episodes; a critic is fitted on others again. Random generators are re-seeded. Episodes must end: an environment that
+    goes on for ever needs a ``TimeLimit``.
 
     :param env: id of the environment, or a function that makes it
     :param model: zip file of a saved VPG, A2C, PPO, ...; ``None``: a new policy
@@ -194,18 +196,14 @@ class _Study:
     def _measure(self, sampler: Sampler, n_batches: int, m_batches: int) -> Iterator[Measurement]:
         plan = [(self.reference, _REFERENCE, m_batches), *((e, _MEASURED, n_batches) for e in self.estimators)]
         jobs = [self._jobs(*item) for item in plan]
-        results = run_jobs(sampler, [job for piece in jobs for job in piece], self.n_jobs)
-        reference = None
-        for (estimator, _, total), piece in zip(plan, jobs, strict=True):
-            name = "reference gradient" if reference is None else estimator.name
-            estimates = self._gather(islice(results, len(piece)), name, total)
-            if reference is None:
-                reference = Reference(estimates.gradients)
-                accuracy = reference.accuracy
-            else:
-                yield self._describe(estimator, estimates, reference, accuracy)
+        # Closed at once, and the processes with it, if this is not run to its end.
+        with closing(run_jobs(sampler, [job for piece in jobs for job in piece], self.n_jobs)) as results:
+            reference = Reference(self._gather(islice(results, len(jobs[0])), "reference gradient", m_batches).gradients)
+            for estimator, piece in zip(self.estimators, jobs[1:], strict=True):
+                estimates = self._gather(islice(results, len(piece)), estimator.name, n_batches)
+                yield self._describe(estimator, estimates, reference)
 
-    def _describe(self, estimator: Estimator, estimates: Estimates, reference: Reference, accuracy: float) -> Measurement:
+    def _describe(self, estimator: Estimator, estimates: Estimates, reference: Reference) -> Measurement:
         task = self.policy.task
         uses_critic = estimator.baseline == "value"
         summary = summarize(estimates.gradients, reference, np.random.default_rng([self.seed, _BOOTSTRAP]))
@@ -223,7 +221,7 @@ class _Study:
             critic_steps=self.critic_steps if uses_critic else 0,
             critic_explained_variance=self.explained_variance if uses_critic else None,
             reference_batches=len(reference.estimates),
-            reference_accuracy=accuracy,
+            reference_accuracy=reference.accuracy,
             seed=self.seed,
         )
 
