@@ -27,6 +27,9 @@ fi
 # The command below is then what a reader of the zoo's manual would type.
 export PATH="$PWD/$venv/bin:$PATH"
 
+# Several threads slow networks of this size down, tenfold where other programs want the cores too.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
 echo "== Training =="
 python -m rl_zoo3.train --algo vpg --env CartPole-v1 -P --seed "${SEED:-1}"
 

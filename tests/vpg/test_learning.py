@@ -72,7 +72,7 @@ def values(model: VPG, n_states: int) -> np.ndarray:
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", CRITIC_FREE + WITH_CRITIC, ids=name_of)
 def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
-    model = make(TabularVecEnv(bandit(0.5, 1.0, 0.0), 16), seed, learning_rate=0.1, **options).learn(800)
+    model = make(TabularVecEnv(bandit(0.5, 1.0, 0.0), 16), seed, learning_rate=0.1, **options).learn(1600)
     assert action_probabilities(model, 1)[0, 1] > 0.8
 
 
