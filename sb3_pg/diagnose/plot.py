@@ -33,11 +33,11 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
     :param path: file to write; its ending chooses the format
     """
     rows = by_variance(measurements)
-    figure = Figure(figsize=(11.5, 0.42 * len(rows) + 3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
+    figure = Figure(figsize=(12, 0.42 * len(rows) + 3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_variance(left, rows)
     _draw_cosine(right, rows)
-    _draw_ratios(right, rows)
+    _draw_numbers(right, rows)
     left.set_yticks(range(len(rows)), [_label(row) for row in rows])
     left.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
     for axes in (left, right):
@@ -88,20 +88,25 @@ def _draw_cosine(axes: Axes, rows: Sequence[Measurement]) -> None:
     axes.set_xlabel("cosine (1: the right direction, 0: at right angles to it)")
 
 
-def _draw_ratios(axes: Axes, rows: Sequence[Measurement]) -> None:
-    """A column of numbers on the right."""
-    for y, text in [(-0.85, "signal/\nnoise"), *((y, f"{row.snr.value:.2g}") for y, row in enumerate(rows))]:
-        axes.annotate(
-            text,
-            (1, y),
-            (34, 0),
-            xycoords=("axes fraction", "data"),
-            textcoords="offset points",
-            ha="right",
-            va="center",
-            fontweight="bold" if y < 0 else "normal",
-            annotation_clip=False,
-        )
+def _draw_numbers(axes: Axes, rows: Sequence[Measurement]) -> None:
+    """Two columns of numbers on the right. A bias that cannot be told from none is a dash."""
+    columns = {
+        "SNR": [f"{row.snr.value:.2g}" for row in rows],
+        "bias": [f"{row.bias.value:.0%}" if row.bias.low > 0 else "-" for row in rows],
+    }
+    for offset, (header, texts) in zip((45, 90), columns.items(), strict=True):
+        for y, text in [(-0.85, header), *enumerate(texts)]:
+            axes.annotate(
+                text,
+                (1, y),
+                (offset, 0),
+                xycoords=("axes fraction", "data"),
+                textcoords="offset points",
+                ha="right",
+                va="center",
+                fontweight="bold" if text is header else "normal",
+                annotation_clip=False,
+            )
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Measurement], numbers: Sequence[Interval]) -> None:

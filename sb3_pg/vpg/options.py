@@ -96,7 +96,7 @@ def _check_ranges(vpg: "VPG") -> None:
         value = getattr(vpg, name)
         given = value is not None or name == "gamma"
         if given and not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{name}={value!r} must be a number in [0, 1]")
+            raise ValueError(f"{name}={value!r} must lie in [0, 1]")
     for name, minimum in (
         ("n_steps", 1),
         ("n_episodes", 1),
