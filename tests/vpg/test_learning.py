@@ -80,8 +80,8 @@ def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
 @pytest.mark.parametrize("options", CRITIC_FREE + MIXED, ids=name_of)
 def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None:
     """
-    Leaving pays nothing, the third step on pays 1: worth 0.81 at the start. (If leaving paid, batches in which nobody gets to the
-    end would, with a few seeds in a hundred, teach to leave.)
+    Leaving pays nothing, the third step on pays 1: worth 0.81 at the start. (If leaving paid, batches in which nobody gets to
+    the end would, with a few seeds in a hundred, teach to leave.)
     """
     model = make(TabularVecEnv(chain(3, leave_reward=0.0), 16), seed, learning_rate=0.05, **options).learn(4000)
     assert action_probabilities(model, 3)[:, 1].min() > 0.8
