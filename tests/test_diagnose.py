@@ -149,8 +149,8 @@ def test_accuracy_of_the_reference() -> None:
     data = rng.normal(size=(40, 50))
     data[:, 0] += 2
     true = data.mean(axis=0)[0] / np.linalg.norm(data.mean(axis=0))
-    assert Reference(data).accuracy == pytest.approx(true, abs=0.1)
-    assert Reference(data).accuracy == pytest.approx(np.sqrt(4 / (4 + 50 / 40)), abs=0.1)
+    assert Reference(data).accuracy == pytest.approx(true, abs=0.15)
+    assert Reference(data).accuracy == pytest.approx(np.sqrt(4 / (4 + 50 / 40)), abs=0.15)
 
 
 # -------------------------------------------------------------------------------------------------------- exact answers
@@ -312,7 +312,7 @@ def test_all_estimators_see_the_same_episodes(mdp: TabularMDP, model: tuple[VPG,
 
 def test_steps_are_those_of_the_episodes_in_the_estimate() -> None:
     # Two environments for episodes of random length: the faster one goes on, and is not counted.
-    task = Task(make_env(layered_mdp(0)), {}, None, "LinearPolicy", {}, False, {}, 0.9, 2, True)
+    task = Task(make_env(layered_mdp(0)), {}, None, "LinearPolicy", {}, False, -1, {}, 0.9, 2, True)
     sampler = Sampler(task._replace(parameters=VPG("LinearPolicy", TabularEnv(layered_mdp(0))).policy.state_dict()))
     estimates = sampler.draw(Job(Estimator("reward_to_go", "none"), range(40)))
     log = [e.get_episode_lengths() for e in sampler.env.unwrapped.envs]  # type: ignore[attr-defined]  # DummyVecEnv
@@ -454,7 +454,7 @@ def empty_task(env: str) -> Task:
     :param env: id of the environment
     :return: the task
     """
-    return Task(env, {}, None, "", {}, False, {}, 0.99, 4, True)
+    return Task(env, {}, None, "", {}, False, -1, {}, 0.99, 4, True)
 
 
 @pytest.mark.parametrize("algorithm", [VPG, A2C, PPO])

@@ -120,9 +120,9 @@ def _draw_bars(axes: Axes, rows: Sequence[Measurement], numbers: Sequence[Interv
 def _draw_legend(figure: Figure, rows: Sequence[Measurement]) -> None:
     present = {row.baseline for row in rows}
     names = dict(_BASELINES)
-    explained = next((row.critic_explained_variance for row in rows if row.critic_explained_variance is not None), None)
-    if explained is not None:
-        names["value"] += f" (explains {explained:.0%})"
+    for row in rows:
+        if row.critic_explained_variance is not None:
+            names["value"] = f"{_BASELINES['value']} (explains {row.explained})"
     handles: list[Artist] = [Patch(color=_COLOURS[key], label=text) for key, text in names.items() if key in present]
     if any(map(_trusts_critic, rows)):
         handles.append(

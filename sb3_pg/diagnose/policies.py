@@ -37,6 +37,7 @@ class Task(NamedTuple):
     :param policy_class: class of the policy, or one of VPG's names for it
     :param policy_kwargs: keyword arguments of the policy
     :param use_sde: whether the policy explores by gSDE
+    :param sde_sample_freq: steps after which its noise is drawn anew, -1: only at the beginning of an estimate
     :param parameters: the policy's ``state_dict``, critic included, as arrays: tensors would travel as shared memory
     :param gamma: discount factor
     :param n_episodes: episodes in an estimate
@@ -49,6 +50,7 @@ class Task(NamedTuple):
     policy_class: str | type[ActorCriticPolicy]
     policy_kwargs: dict[str, Any]
     use_sde: bool
+    sde_sample_freq: int
     parameters: dict[str, npt.NDArray[Any]]
     gamma: float
     n_episodes: int
@@ -79,6 +81,7 @@ class Task(NamedTuple):
             gamma=self.gamma,
             policy_kwargs=dict(self.policy_kwargs),
             use_sde=self.use_sde,
+            sde_sample_freq=self.sde_sample_freq,
             device="cpu",
             **options,
         )
@@ -147,6 +150,7 @@ def saved_policy(task: Task, path: Path, gamma: float | None) -> Policy:
         # The optimizer's are of no use here: a critic that is fitted for the measurement has its own.
         policy_kwargs={key: value for key, value in data["policy_kwargs"].items() if not key.startswith("optimizer")},
         use_sde=bool(data.get("use_sde", False)),
+        sde_sample_freq=int(data.get("sde_sample_freq", -1)),
         parameters={name: tensor.numpy() for name, tensor in parameters.items()},
         gamma=own_gamma if gamma is None else gamma,
     )

@@ -54,6 +54,13 @@ class Measurement:
     reference_accuracy: float
     seed: int
 
+    @property
+    def explained(self) -> str:
+        """What the critic explains, in per cent; a dash without critic."""
+        share = self.critic_explained_variance
+        # Adding 0 makes a zero of minus zero.
+        return "-" if share is None else f"{round(share, 2) + 0.0:.0%}"
+
     def flat(self) -> Iterator[tuple[str, object]]:
         """Column name and value, an interval as three columns."""
         for field in fields(self):
@@ -106,9 +113,7 @@ def circumstances(measurements: Sequence[Measurement]) -> list[str]:
         source = f"fitted on {critics[0].critic_steps} other steps" if critics[0].critic_steps else "as it is in the file"
         if not critics[0].critic_steps and one.policy.startswith("new "):
             source = "untrained"
-        lines.append(
-            f"critic: {source}, explains {critics[0].critic_explained_variance:.0%} of the variance of the reward-to-go"
-        )
+        lines.append(f"critic: {source}, explains {critics[0].explained} of the variance of the reward-to-go")
     lines.append(
         f"reference gradient: {one.reference_batches} estimates from other episodes, "
         f"cosine to the gradient itself about {one.reference_accuracy:.3f}"

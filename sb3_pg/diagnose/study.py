@@ -131,6 +131,7 @@ def measure(
         policy_class="",
         policy_kwargs={},
         use_sde=False,
+        sde_sample_freq=-1,
         parameters={},
         gamma=0.99 if gamma is None else gamma,
         n_episodes=n_episodes,
