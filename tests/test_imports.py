@@ -17,13 +17,17 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from the layers below and from its own.
 ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
 LAYERS = {
+    "sb3_pg.common.checks": ARRAYS,
     "sb3_pg.common.returns": ARRAYS,
     "sb3_pg.common.baselines": ARRAYS,
     "sb3_pg.common.losses": TENSORS,
+    "sb3_pg.common.tuning": TENSORS,
     "sb3_pg.common.distributions": TENSORS,
     "sb3_pg.common.buffers": TRAINING,
     "sb3_pg.common.policies": TRAINING,
+    "sb3_pg.common.acting": TRAINING,
     "sb3_pg.common.on_policy": TRAINING,
+    "sb3_pg.common.actor_critic": TRAINING,
     "sb3_pg.registry": REGISTRY,
     "sb3_pg.diagnose": TOOL,
     "sb3_pg.zoo": TOOL,

@@ -15,6 +15,7 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.common.acting import NumpyActor, numpy_actor
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
 from sb3_pg.common.policies import index_observations
 from sb3_pg.common.returns import BoolArray, FloatArray
@@ -36,14 +37,17 @@ class RolloutCollector(OnPolicyAlgorithm):
       wrong for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
     - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
       first ones that finish would be biased towards short episodes;
-    - acting evaluates the policy alone. The critic sees the whole rollout at once, afterwards, since its parameters do not
-      change in between; the final observations of truncated episodes are one batch too;
+    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.common.acting`). The critic sees the
+      whole rollout at once, afterwards, since its parameters do not change in between; the final observations of truncated
+      episodes are one batch too;
     - after a callback has stopped the training in mid-rollout, the next ``learn()`` resets the environments.
     """
 
     rollout_buffer: PolicyGradientBuffer
     n_episodes: int | None
     _episode_steps: npt.NDArray[np.int64]
+    # None: no fast path for this policy.
+    _numpy_actor: NumpyActor | None = None
 
     def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
         self,
@@ -113,6 +117,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         :return: ``[N]``, number of episodes each environment is to deliver; zeros if the rollout has a fixed length
         """
+        self._numpy_actor = numpy_actor(self.policy)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         if self.n_episodes is None:
@@ -139,6 +144,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param obs: observations, ``[N, ...]``
         :return: actions as sampled, ``[N, *action_space.shape]``
         """
+        if self._numpy_actor is not None:
+            return self._numpy_actor.sample(np.asarray(obs))
         with th.no_grad():
             distribution = self.policy.get_distribution(obs_as_tensor(obs, self.device))
             actions = distribution.get_actions()
@@ -180,7 +187,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         Set ``values`` and ``next_values`` of a complete rollout, both ``[T, N]``: one batch for the stored observations, one
         for the observations after the last step, one for the final observations of truncated episodes.
         """
-        self.policy.set_training_mode(False)
+        if self.policy.training:
+            self.policy.set_training_mode(False)
         shape = rollout_buffer.rewards.shape
         flat = rollout_buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
         values = self._predict_values(flat).reshape(shape)
@@ -213,15 +221,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         :return: empty buffer
         :raises ValueError: ``rollout_buffer_class`` cannot store what the estimators need
         """
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        expected: type[PolicyGradientBuffer] = PolicyGradientDictBuffer if is_dict else PolicyGradientBuffer
-        buffer_class: type[RolloutBuffer] = self.rollout_buffer_class or expected
-        if not issubclass(buffer_class, expected):
-            raise ValueError(
-                f"rollout_buffer_class={buffer_class.__name__} cannot store what {type(self).__name__} needs (truncation "
-                f"apart from termination): use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
-            )
-        return buffer_class(
+        return self._choose_buffer_class()(
             INITIAL_EPISODE_CAPACITY if n_steps is None else n_steps,
             self.observation_space,
             self.action_space,
@@ -231,6 +231,17 @@ class RolloutCollector(OnPolicyAlgorithm):
             n_envs=self.n_envs,
             **self.rollout_buffer_kwargs,
         )
+
+    def _choose_buffer_class(self) -> type[PolicyGradientBuffer]:
+        is_dict = isinstance(self.observation_space, spaces.Dict)
+        expected: type[PolicyGradientBuffer] = PolicyGradientDictBuffer if is_dict else PolicyGradientBuffer
+        buffer_class: type[RolloutBuffer] = self.rollout_buffer_class or expected
+        if not issubclass(buffer_class, expected):
+            raise ValueError(
+                f"rollout_buffer_class={buffer_class.__name__} cannot store what {type(self).__name__} needs (truncation "
+                f"apart from termination): use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
+            )
+        return buffer_class
 
 
 def as_schedule(name: str, value: float | str | Schedule) -> Schedule:

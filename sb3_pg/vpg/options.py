@@ -1,10 +1,10 @@
 """Which options of VPG go together: one place for every check, each with the way out in its message."""
 
-from numbers import Real
 from typing import TYPE_CHECKING
 
-import numpy as np
 from gymnasium import spaces
+
+from sb3_pg.common.checks import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
 if TYPE_CHECKING:
     from sb3_pg.vpg.vpg import VPG
@@ -92,11 +92,9 @@ def _check_names(vpg: "VPG") -> None:
 
 
 def _check_ranges(vpg: "VPG") -> None:
-    for name in ("gamma", "gae_lambda"):
-        value = getattr(vpg, name)
-        given = value is not None or name == "gamma"
-        if given and not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{name}={value!r} must lie in [0, 1]")
+    check_fraction("gamma", vpg.gamma)
+    if vpg.gae_lambda is not None:
+        check_fraction("gae_lambda", vpg.gae_lambda)
     for name, minimum in (
         ("n_steps", 1),
         ("n_episodes", 1),
@@ -105,16 +103,9 @@ def _check_ranges(vpg: "VPG") -> None:
         ("value_batch_size", 1),
     ):
         value = getattr(vpg, name)
-        if value is not None and not (isinstance(value, (int, np.integer)) and _is_number(value) and value >= minimum):
-            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
-    norm = vpg.max_grad_norm
-    if norm is not None and not (_is_number(norm) and norm > 0):
-        raise ValueError(f"max_grad_norm={norm!r} must be positive, or None for no clipping")
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
-    return isinstance(value, Real) and not isinstance(value, bool)
+        if value is not None:
+            check_integer(name, value, minimum)
+    check_max_grad_norm(vpg.max_grad_norm)
 
 
 def _check_estimator(vpg: "VPG") -> None:
@@ -147,6 +138,8 @@ def _check_estimator(vpg: "VPG") -> None:
             f"advantage_estimator={estimator!r} and return_steps={vpg.return_steps}: return_steps is the look-ahead of "
             "'n_step', required there and None elsewhere"
         )
+    if vpg.return_steps is not None:
+        check_return_steps(vpg.return_steps, resolve_n_steps(vpg))
     if estimator != "gae" and vpg.gae_lambda is not None:
         raise ValueError(
             f"gae_lambda={vpg.gae_lambda} is ignored by advantage_estimator={estimator!r}: use 'gae', or gae_lambda=None"

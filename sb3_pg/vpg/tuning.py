@@ -2,19 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from sb3_pg.common.tuning import ACTIVATION_FNS, NET_ARCHS, n_steps_powers, network_kwargs
 
 if TYPE_CHECKING:
     import optuna
 
 # Steps of all environments together in one batch: enough for a gradient, few enough for a short study to see many updates.
-MIN_BATCH_SIZE = 128
-MAX_BATCH_SIZE = 4096
+BATCH_SIZES = (128, 4096)
 # Below this length of a rollout the critic's bootstrap is most of what the policy learns from.
 MIN_N_STEPS = 8
-
-NET_ARCHS: dict[str, list[int]] = {"tiny": [64], "small": [64, 64], "medium": [256, 256]}
-ACTIVATION_FNS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 
 def sample_vpg_params(
@@ -34,8 +30,7 @@ def sample_vpg_params(
     :param additional_args: What the zoo knows of the replay buffer, not used here.
     :return: Arguments of ``VPG``.
     """
-    shortest, longest = _n_steps_range(n_envs)
-    trial.suggest_int("n_steps_pow", shortest, longest)
+    trial.suggest_int("n_steps_pow", *n_steps_powers(n_envs, MIN_N_STEPS, BATCH_SIZES))
     trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     if trial.suggest_categorical("advantage_estimator", ["reward_to_go", "gae"]) == "gae":
         trial.suggest_float("one_minus_gae_lambda", 0.001, 0.2, log=True)
@@ -63,17 +58,13 @@ def convert_vpg_params(params: dict[str, Any]) -> dict[str, Any]:
     :param params: What :func:`sample_vpg_params` drew.
     :return: Arguments of ``VPG``.
     """
-    layers = NET_ARCHS[params["net_arch"]]
     return {
         "n_steps": 2 ** params["n_steps_pow"],
         "gamma": 1 - params["one_minus_gamma"],
         "advantage_estimator": params["advantage_estimator"],
         "gae_lambda": 1 - params["one_minus_gae_lambda"] if params["advantage_estimator"] == "gae" else None,
         **{name: params[name] for name in _UNCHANGED},
-        "policy_kwargs": {
-            "net_arch": {"pi": list(layers), "vf": list(layers)},
-            "activation_fn": ACTIVATION_FNS[params["activation_fn"]],
-        },
+        "policy_kwargs": network_kwargs(params),
         "baseline": "value",
         "n_episodes": None,
         "return_steps": None,
@@ -83,15 +74,3 @@ def convert_vpg_params(params: dict[str, Any]) -> dict[str, Any]:
 
 
 _UNCHANGED = ("normalize_advantage", "learning_rate", "value_learning_rate", "n_value_updates", "ent_coef", "max_grad_norm")
-
-
-def _n_steps_range(n_envs: int) -> tuple[int, int]:
-    """
-    Bound the length of a rollout.
-
-    :param n_envs: Number of environments.
-    :return: Base-2 logarithms of the shortest and the longest length.
-    """
-    shortest = max(MIN_N_STEPS, -(-MIN_BATCH_SIZE // n_envs))
-    longest = max(shortest, MAX_BATCH_SIZE // n_envs)
-    return (shortest - 1).bit_length(), longest.bit_length() - 1

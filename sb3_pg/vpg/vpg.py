@@ -10,14 +10,13 @@ import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
-from stable_baselines3.common.utils import explained_variance, update_learning_rate
+from stable_baselines3.common.utils import explained_variance
 
 from sb3_pg.common import baselines, losses, returns
+from sb3_pg.common.actor_critic import ActorCriticAlgorithm
 from sb3_pg.common.buffers import PolicyGradientBuffer
-from sb3_pg.common.on_policy import RolloutCollector, as_schedule
-from sb3_pg.common.policies import index_observations, parameter_groups
+from sb3_pg.common.policies import index_observations
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.vpg.options import GAE_LAMBDA, check_environments, check_options, resolve_n_steps, resolve_n_value_updates
 from sb3_pg.vpg.policies import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
@@ -43,7 +42,7 @@ class _Batch(NamedTuple):
     scale: float
 
 
-class VPG(RolloutCollector):
+class VPG(ActorCriticAlgorithm):
     """
     Vanilla policy gradient: one gradient step per batch of fresh experience,
     ``theta <- theta + alpha mean[grad log pi(a_t | s_t) (weight_t - baseline_t)]``.
@@ -108,9 +107,7 @@ class VPG(RolloutCollector):
         "MultiInputPolicy": MultiInputPolicy,
         "LinearPolicy": LinearPolicy,
     }
-    n_steps: int | None  # type: ignore[assignment]  # None with whole episodes
-    # None: the critic is part of the policy's optimizer, or there is none.
-    value_optimizer: th.optim.Optimizer | None
+    _joint_critic = "n_value_updates=0 and value_learning_rate=None"
 
     def __init__(
         self,
@@ -185,18 +182,8 @@ class VPG(RolloutCollector):
 
     def _setup_model(self) -> None:
         check_options(self)
-        self._setup_lr_schedule()
         self.n_steps = resolve_n_steps(self)
-        rate = self.value_learning_rate
-        self._value_lr_schedule = self.lr_schedule if rate is None else as_schedule("value_learning_rate", rate)
-        self.set_random_seed(self.seed)
-        self.rollout_buffer = self._make_rollout_buffer(self.n_steps)
-        self.policy = self.policy_class(  # type: ignore[assignment]  # SB3 types policy_class as BasePolicy
-            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
-        ).to(self.device)
-        self._groups = parameter_groups(self.policy)
-        self.value_optimizer = self._separate_critic() if self._critic_has_own_optimizer else None
-        self._maybe_recommend_cpu(mlp_class_name=MlpPolicy.__name__)
+        super()._setup_model()
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
         # A loaded model may have another number of environments than the one that was constructed.
@@ -283,12 +270,6 @@ class VPG(RolloutCollector):
         return self.resolved_n_value_updates > 0 or self.value_learning_rate is not None
 
     # ---- weights of the score function -------------------------------------------------------------------------------------
-
-    def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
-        if self.uses_critic:
-            self._compute_values(rollout_buffer)
-        rollout_buffer.returns = self._returns(rollout_buffer)
-        rollout_buffer.advantages = rollout_buffer.returns - self._baseline_values(rollout_buffer)
 
     def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
         """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
@@ -387,15 +368,16 @@ class VPG(RolloutCollector):
         vf_coef = 0.5 if self.vf_coef is None else self.vf_coef
         loss = self.ent_coef * entropy_loss + vf_coef * value_loss
 
-        optimizers = [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        if self.baseline == "optimal":
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
-            self._add_to_gradients(-self._optimal_baseline_gradient(batch, buffer.episodes()))
+        if joint:
+            grad_norm = self._step_jointly(policy_loss + loss)
         else:
-            (policy_loss + loss).backward()  # type: ignore[no-untyped-call]  # torch
-        grad_norm = self._step(optimizers, self._groups.actor + (self._groups.critic if joint else []), "policy gradient")
+            self.policy.optimizer.zero_grad()
+            if self.baseline == "optimal":
+                loss.backward()  # type: ignore[no-untyped-call]  # torch
+                self._add_to_gradients(-self._optimal_baseline_gradient(batch, buffer.episodes()))
+            else:
+                (policy_loss + loss).backward()  # type: ignore[no-untyped-call]  # torch
+            grad_norm = self._step([self.policy.optimizer], self._groups.actor, "policy gradient")
 
         self.policy.set_training_mode(False)  # for the log, and not to move the statistics of batch normalisation again
         with th.no_grad():
@@ -427,43 +409,11 @@ class VPG(RolloutCollector):
             value_losses.append(loss.detach())
         self.logger.record("train/value_loss", th.stack(value_losses).mean().item())
 
-    def _step(self, optimizers: list[th.optim.Optimizer], parameters: list[th.nn.Parameter], what: str) -> float:
-        """Clip and apply the gradients; their norm before clipping."""
-        maximum = float("inf") if self.max_grad_norm is None else self.max_grad_norm
-        norm = th.nn.utils.clip_grad_norm_(parameters, maximum).item()
-        if not np.isfinite(norm):
-            # ValueError, so that a tuning study prunes the trial; before the step, so that the parameters stay usable.
-            raise ValueError(
-                f"the {what} is not finite ({norm}): lower the learning rate, clip with max_grad_norm, or normalise rewards"
-            )
-        for optimizer in optimizers:
-            optimizer.step()
-        return norm
-
     def _add_to_gradients(self, flat: th.Tensor) -> None:
         pieces = th.split(flat, [p.numel() for p in self._groups.actor])
         for parameter, piece in zip(self._groups.actor, pieces, strict=True):
             gradient = piece.view_as(parameter)
             parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
-
-    def _separate_critic(self) -> th.optim.Optimizer:
-        """Give actor and critic an optimizer each."""
-        if self._groups.shared:
-            raise ValueError(
-                "n_value_updates > 0 and value_learning_rate need a critic that shares no parameters with the policy: pass "
-                "policy_kwargs=dict(share_features_extractor=False), or n_value_updates=0 and value_learning_rate=None"
-            )
-        make = self.policy.optimizer_class
-        kwargs = self.policy.optimizer_kwargs
-        self.policy.optimizer = make(self._groups.actor, lr=self.lr_schedule(1), **kwargs)  # type: ignore[call-arg]  # SB3's own call
-        return make(self._groups.critic, lr=self._value_lr_schedule(1), **kwargs)  # type: ignore[call-arg]  # likewise
-
-    def _update_learning_rates(self) -> None:
-        self._update_learning_rate(self.policy.optimizer)
-        if self.value_optimizer is not None:
-            rate = self._value_lr_schedule(self._current_progress_remaining)
-            self.logger.record("train/value_learning_rate", rate)
-            update_learning_rate(self.value_optimizer, rate)
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
 
@@ -488,35 +438,6 @@ class VPG(RolloutCollector):
             if normalize is not None:
                 normalize.training = normalize_training
             self.policy.set_training_mode(policy_training)
-
-    def set_parameters(
-        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
-    ) -> None:
-        """
-        Load parameters from a file or a nested dictionary, as in SB3.
-
-        :param load_path_or_dict: file of a saved model, or what ``get_parameters`` returns
-        :param exact_match: whether the parameters must be complete
-        :param device: device of the loaded tensors
-        :raises ValueError: the parameters are not those of this model
-        """
-        if not isinstance(load_path_or_dict, dict):
-            load_path_or_dict = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
-        saved_separately = "value_optimizer" in load_path_or_dict
-        if exact_match and saved_separately != (self.value_optimizer is not None):
-            raise ValueError(
-                f"the parameters were saved {'with' if saved_separately else 'without'} the critic's own optimizer "
-                "(value_optimizer), and this model is the other way round: keep baseline, n_value_updates and "
-                "value_learning_rate as they were"
-            )
-        super().set_parameters(load_path_or_dict, exact_match, device)
-
-    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
-        state_dicts, variables = super()._get_torch_save_params()
-        return [*state_dicts, *(["value_optimizer"] if self.value_optimizer is not None else [])], variables
-
-    def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_groups", "value_optimizer"]
 
 
 def _flat(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:

@@ -1,0 +1,230 @@
+"""Synchronous advantage actor-critic with three horizons of the return."""
+
+from typing import Any, ClassVar, TypeVar
+
+import torch as th
+from stable_baselines3.a2c.a2c import A2C
+from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
+from stable_baselines3.common.utils import explained_variance
+from stable_baselines3.common.vec_env import VecEnv
+
+from sb3_pg.common import baselines, losses, returns
+from sb3_pg.common.actor_critic import ActorCriticAlgorithm
+from sb3_pg.common.buffers import PolicyGradientBuffer
+from sb3_pg.common.returns import FloatArray
+from sb3_pg.nstep_a2c.options import check_environments, check_options, optimizer_kwargs
+from sb3_pg.nstep_a2c.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+# What A2C uses if nothing else is asked for, and what stands in its files: ours takes their place.
+SB3_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
+
+SelfNStepA2C = TypeVar("SelfNStepA2C", bound="NStepA2C")
+
+
+class NStepA2C(ActorCriticAlgorithm, A2C):
+    """
+    n-step advantage actor-critic: ``n_steps`` in each environment, then one gradient step on
+    ``mean[-log pi(a_t | s_t) (R_t - V(s_t)) + vf_coef (V(s_t) - R_t)^2] - ent_coef mean[H(pi(. | s_t))]``
+    (Mnih et al. 2016, https://arxiv.org/abs/1602.01783, algorithm S3, without its asynchrony).
+
+    A superset of SB3's ``A2C``: every argument of it is accepted and means the same. Only the default optimizer differs.
+
+    How far ``R_t`` looks ahead before it trusts the critic is one of
+
+    - to the end of the rollout (default; what SB3 does with ``gae_lambda=1``);
+    - ``return_steps=k``: k rewards (Sutton & Barto 2018, eq. 7.1), fewer only where the episode or the rollout ends;
+    - ``gae_lambda < 1``: a geometric mixture of all look-aheads (Schulman et al. 2016, https://arxiv.org/abs/1506.02438).
+
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
+    :param env: environment, or its id
+    :param learning_rate: learning rate; constant or function of the remaining progress (from 1 to 0)
+    :param n_steps: length of a rollout in steps of each environment
+    :param gamma: discount factor
+    :param gae_lambda: lambda of the return, 1 is the plain sum
+    :param ent_coef: weight of the entropy bonus
+    :param vf_coef: weight of the value loss
+    :param max_grad_norm: maximum norm of the gradient; ``None``: no clipping
+    :param rms_prop_eps: epsilon of RMSprop, only with ``use_rms_prop``
+    :param use_rms_prop: ``False``: Adam; ``True``: PyTorch's RMSprop, SB3's default; ``"tf"``: TensorFlow's, with
+        epsilon inside of the square root and a mean square that starts at 1, with which the predecessors of SB3 were tuned.
+        Without effect if ``policy_kwargs`` names an ``optimizer_class``, as in SB3
+    :param use_sde: generalised state-dependent exploration (gSDE) instead of independent noise
+    :param sde_sample_freq: sample new gSDE noise every that many steps; -1: only at the beginning of a rollout
+    :param rollout_buffer_class: class of the rollout buffer. One that is not derived from
+        :class:`sb3_pg.common.buffers.PolicyGradientBuffer` is filled and used exactly as SB3's A2C does
+    :param rollout_buffer_kwargs: further keyword arguments of that class
+    :param normalize_advantage: shift and scale the advantages of a batch to mean 0 and standard deviation 1
+    :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
+    :param tensorboard_log: folder of the tensorboard logs
+    :param policy_kwargs: keyword arguments of the policy
+    :param verbose: 0 no output, 1 info messages, 2 debug messages
+    :param seed: seed of all random generators
+    :param device: device of the networks
+    :param _init_setup_model: whether to build the networks at once
+    :param return_steps: look-ahead k of the n-step return, at most ``n_steps``; excludes ``gae_lambda < 1``
+    :param value_learning_rate: learning rate of the critic, which then has an optimizer of its own: constant, schedule or
+        ``"lin_1e-3"``; as ``learning_rate`` if not given
+    :raises ValueError: options that exclude one another or are out of range
+    """
+
+    policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
+        "MlpPolicy": MlpPolicy,
+        "CnnPolicy": CnnPolicy,
+        "MultiInputPolicy": MultiInputPolicy,
+    }
+    n_steps: int
+
+    def __init__(
+        self,
+        policy: str | type[ActorCriticPolicy],
+        env: GymEnv | str,
+        learning_rate: float | Schedule = 7e-4,
+        n_steps: int = 5,
+        gamma: float = 0.99,
+        gae_lambda: float = 1.0,
+        ent_coef: float = 0.0,
+        vf_coef: float = 0.5,
+        max_grad_norm: float | None = 0.5,
+        rms_prop_eps: float = 1e-5,
+        use_rms_prop: bool | str = False,
+        use_sde: bool = False,
+        sde_sample_freq: int = -1,
+        rollout_buffer_class: type[RolloutBuffer] | None = None,
+        rollout_buffer_kwargs: dict[str, Any] | None = None,
+        normalize_advantage: bool = False,
+        stats_window_size: int = 100,
+        tensorboard_log: str | None = None,
+        policy_kwargs: dict[str, Any] | None = None,
+        verbose: int = 0,
+        seed: int | None = None,
+        device: th.device | str = "auto",
+        _init_setup_model: bool = True,
+        *,
+        return_steps: int | None = None,
+        value_learning_rate: float | str | Schedule | None = None,
+    ) -> None:
+        rms_prop_kwargs = optimizer_kwargs(use_rms_prop, rms_prop_eps)
+        if "optimizer_class" not in (policy_kwargs or {}):
+            policy_kwargs = {**(policy_kwargs or {}), **rms_prop_kwargs}
+        # A2C would choose between Adam and RMSprop here; that has been done.
+        super().__init__(
+            policy,
+            env,
+            learning_rate=learning_rate,
+            n_steps=n_steps,
+            gamma=gamma,
+            gae_lambda=gae_lambda,
+            ent_coef=ent_coef,
+            vf_coef=vf_coef,
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is no clipping
+            rms_prop_eps=rms_prop_eps,
+            use_rms_prop=False,
+            use_sde=use_sde,
+            sde_sample_freq=sde_sample_freq,
+            rollout_buffer_class=rollout_buffer_class,
+            rollout_buffer_kwargs=rollout_buffer_kwargs,
+            normalize_advantage=normalize_advantage,
+            stats_window_size=stats_window_size,
+            tensorboard_log=tensorboard_log,
+            policy_kwargs=policy_kwargs,
+            verbose=verbose,
+            seed=seed,
+            device=device,
+            _init_setup_model=False,
+        )
+        self.n_episodes = None
+        self.return_steps = return_steps
+        self.value_learning_rate = value_learning_rate
+        self.value_optimizer = None
+        if _init_setup_model:
+            self._setup_model()
+            check_environments(self)
+
+    @property
+    def has_foreign_buffer(self) -> bool:
+        """Whether ``rollout_buffer_class`` is one that SB3's A2C can use and ours cannot."""
+        chosen = self.rollout_buffer_class
+        return chosen is not None and chosen not in SB3_BUFFERS and not issubclass(chosen, PolicyGradientBuffer)
+
+    def _setup_model(self) -> None:
+        check_options(self)
+        super()._setup_model()
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        # A loaded model may have another number of environments than the one that was constructed.
+        check_environments(self)
+        return super()._setup_learn(*args, **kwargs)
+
+    def learn(
+        self: SelfNStepA2C,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 100,
+        tb_log_name: str = "NStepA2C",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfNStepA2C:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
+
+    def train(self) -> None:
+        """One gradient step of policy and critic on the collected rollout."""
+        if self.has_foreign_buffer:
+            A2C.train(self)
+            return
+        buffer = self.rollout_buffer
+        self.policy.set_training_mode(True)
+        self._update_learning_rates()
+        advantages = buffer.select(buffer.advantages)
+        if self.normalize_advantage:
+            advantages = baselines.standardize(advantages)
+        scale = 1 / len(advantages)
+        observations, actions = buffer.samples()
+        values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
+        policy_loss = losses.policy_gradient_loss(log_prob, buffer.tensor(advantages), scale)
+        value_loss = losses.value_loss(values.flatten(), buffer.tensor(buffer.select(buffer.returns)))
+        entropy_loss = losses.entropy_loss(entropy, log_prob, scale)
+        grad_norm = self._step_jointly(policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss)
+
+        self._n_updates += 1
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        self.logger.record("train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel()))
+        self.logger.record("train/entropy_loss", entropy_loss.item())
+        self.logger.record("train/policy_loss", policy_loss.item())
+        self.logger.record("train/value_loss", value_loss.item())
+        self.logger.record("train/grad_norm", grad_norm)
+        if hasattr(self.policy, "log_std"):
+            self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def collect_rollouts(  # type: ignore[override]  # see RolloutCollector
+        self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
+    ) -> bool:
+        """
+        Fill the buffer with ``n_rollout_steps`` steps of each environment.
+
+        :param env: training environments
+        :param callback: called after each vectorised step
+        :param rollout_buffer: filled with the rollout
+        :param n_rollout_steps: steps per environment
+        :return: False if a callback stopped the training
+        """
+        if self.has_foreign_buffer:
+            return A2C.collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps)
+        return super().collect_rollouts(env, callback, rollout_buffer, n_rollout_steps)
+
+    def _choose_buffer_class(self) -> type[Any]:
+        if self.has_foreign_buffer:
+            assert self.rollout_buffer_class is not None
+            return self.rollout_buffer_class
+        if self.rollout_buffer_class in SB3_BUFFERS:
+            self.rollout_buffer_class = None
+        return super()._choose_buffer_class()
+
+    def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """What the policy is judged by and the critic learns, ``[T, N]``."""
+        arrays = (buffer.rewards, buffer.next_values, buffer.terminated, buffer.truncated)
+        if self.return_steps is None:
+            return returns.lambda_returns(*arrays, self.gamma, self.gae_lambda)
+        return returns.n_step_returns(*arrays, self.gamma, self.return_steps)

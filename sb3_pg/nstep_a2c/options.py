@@ -1,0 +1,102 @@
+"""Which options of NStepA2C go together: one place for every check, each with the way out in its message."""
+
+from typing import TYPE_CHECKING, Any
+
+import torch as th
+from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
+
+from sb3_pg.common.checks import check_fraction, check_integer, check_max_grad_norm, check_return_steps
+
+if TYPE_CHECKING:
+    from sb3_pg.nstep_a2c.nstep_a2c import NStepA2C
+
+# Value of use_rms_prop that asks for TensorFlow's arithmetic.
+TENSORFLOW = "tf"
+# What use_rms_prop chooses from.
+OPTIMIZERS = (th.optim.Adam, th.optim.RMSprop, RMSpropTFLike)
+
+
+def optimizer_kwargs(use_rms_prop: bool | str, eps: float) -> dict[str, Any]:
+    """
+    What ``use_rms_prop`` means for the policy.
+
+    :param use_rms_prop: ``False`` (Adam), ``True`` or ``"tf"``
+    :param eps: RMSprop's epsilon
+    :return: keyword arguments of the policy, empty for its default, Adam
+    :raises ValueError: ``use_rms_prop`` is none of these
+    """
+    if use_rms_prop not in (False, True, TENSORFLOW):
+        raise ValueError(
+            f'use_rms_prop={use_rms_prop!r} must be False (Adam), True (RMSprop) or "{TENSORFLOW}" (TensorFlow\'s)'
+        )
+    if not use_rms_prop:
+        return {}
+    optimizer_class = RMSpropTFLike if use_rms_prop == TENSORFLOW else th.optim.RMSprop
+    return {"optimizer_class": optimizer_class, "optimizer_kwargs": dict(alpha=0.99, eps=eps, weight_decay=0)}
+
+
+def check_options(model: "NStepA2C") -> None:
+    """
+    Check everything that does not depend on the number of environments.
+
+    :param model: algorithm
+    :raises ValueError: an option out of range, or two that exclude one another
+    """
+    check_fraction("gamma", model.gamma)
+    check_fraction("gae_lambda", model.gae_lambda)
+    check_integer("n_steps", model.n_steps, 1)
+    check_max_grad_norm(model.max_grad_norm)
+    if model.return_steps is not None:
+        check_integer("return_steps", model.return_steps, 1)
+        check_return_steps(model.return_steps, model.n_steps)
+        if model.gae_lambda != 1:
+            raise ValueError(
+                f"return_steps={model.return_steps} and gae_lambda={model.gae_lambda} are two ways to bound the look-ahead: "
+                "use gae_lambda=1.0, or return_steps=None"
+            )
+    _check_foreign_buffer(model)
+    _check_loaded_optimizer(model)
+
+
+def check_environments(model: "NStepA2C") -> None:
+    """
+    Check what depends on the number of environments, which a loaded model may change.
+
+    :param model: algorithm
+    :raises ValueError: a rollout is too small
+    """
+    if model.normalize_advantage and model.n_steps * model.n_envs < 2:
+        raise ValueError("normalize_advantage=True needs at least two steps in a batch: raise n_steps, or use False")
+
+
+def _check_foreign_buffer(model: "NStepA2C") -> None:
+    if not model.has_foreign_buffer:
+        return
+    for name in ("return_steps", "value_learning_rate"):
+        if getattr(model, name) is not None:
+            raise ValueError(
+                f"{name}={getattr(model, name)} and rollout_buffer_class={model.rollout_buffer_class}: a buffer that computes "
+                "its own advantages is filled and used as in SB3's A2C. Derive it from "
+                f"sb3_pg.common.buffers.PolicyGradientBuffer, or use {name}=None"
+            )
+    if model.max_grad_norm is None:
+        raise ValueError(
+            f"max_grad_norm=None and rollout_buffer_class={model.rollout_buffer_class}: with such a buffer SB3's A2C trains, "
+            "which always clips. Use a number that is never reached, such as 1e9"
+        )
+
+
+def _check_loaded_optimizer(model: "NStepA2C") -> None:
+    """The constructor turns these two options into arguments of the policy; as attributes they can only come from ``load``."""
+    given, kwargs = vars(model), model.policy_kwargs
+    saved = kwargs.get("optimizer_class", th.optim.Adam)
+    if "use_rms_prop" in given:
+        wanted = optimizer_kwargs(given["use_rms_prop"], 0.0).get("optimizer_class", th.optim.Adam)
+        if wanted is not saved and saved in OPTIMIZERS:
+            raise ValueError(
+                f"use_rms_prop={given['use_rms_prop']!r} asks for {wanted.__name__}, and the saved model has {saved.__name__}: "
+                "leave it out, or take over the networks alone, by set_parameters(..., exact_match=False) of a new model"
+            )
+    eps = kwargs.get("optimizer_kwargs", {}).get("eps")
+    if saved in OPTIMIZERS[1:] and given.get("rms_prop_eps", eps) != eps:
+        raise ValueError(f"rms_prop_eps={given['rms_prop_eps']} and a saved model with {eps}, which it keeps: leave it out")
