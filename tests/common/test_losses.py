@@ -58,14 +58,14 @@ def test_value_loss_by_hand() -> None:
 def test_approximate_kl_by_hand() -> None:
     old, new = th.tensor([math.log(0.5), math.log(0.2)]), th.tensor([math.log(0.25), math.log(0.4)])
     expected = ((0.5 - 1 - math.log(0.5)) + (2 - 1 - math.log(2))) / 2
-    assert losses.approximate_kl(old, new).item() == pytest.approx(expected)
+    assert losses.approximate_kl(old.numpy(), new.numpy()) == pytest.approx(expected)
 
 
 def test_approximate_kl_is_zero_for_equal_policies_and_positive_sample_by_sample() -> None:
     old = th.log_softmax(th.tensor([0.1, 2.0, -1.0], dtype=th.float64), 0)
-    assert losses.approximate_kl(old, old).item() == 0
+    assert losses.approximate_kl(old.numpy(), old.numpy()) == 0
     for shift in (-1.0, -1e-3, 1e-3, 1.0):
-        assert losses.approximate_kl(old[:1], old[:1] + shift).item() > 0
+        assert losses.approximate_kl(old[:1].numpy(), old[:1].numpy() + shift) > 0
 
 
 def test_approximate_kl_estimates_the_divergence_of_old_from_new() -> None:
@@ -73,4 +73,4 @@ def test_approximate_kl_estimates_the_divergence_of_old_from_new() -> None:
     old, new = th.tensor([0.5, 0.25, 0.25], dtype=th.float64), th.tensor([0.2, 0.5, 0.3], dtype=th.float64)
     actions = th.tensor([0, 0, 1, 2])
     exact = (old * (old / new).log()).sum().item()
-    assert losses.approximate_kl(old.log()[actions], new.log()[actions]).item() == pytest.approx(exact)
+    assert losses.approximate_kl(old.log()[actions].numpy(), new.log()[actions].numpy()) == pytest.approx(exact)

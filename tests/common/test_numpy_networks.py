@@ -1,0 +1,300 @@
+"""Networks in numpy give what the policy gives, and stand aside where they could not."""
+
+import copy
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from torch import nn
+
+from sb3_pg import VPG, NStepA2C
+from sb3_pg.common import losses
+from sb3_pg.common.numpy_networks import NumpyNetworks, clip_gradient, numpy_networks
+from sb3_pg.vpg.policies import LinearPolicy
+
+VECTOR = spaces.Box(-1, 1, (3,))
+DISCRETE = spaces.Discrete(4)
+CONTINUOUS = spaces.Box(-1, 1, (2,))
+
+
+def make(
+    action_space: gym.Space[Any] = DISCRETE,
+    observation_space: gym.Space[Any] = VECTOR,
+    policy_class: type[ActorCriticPolicy] = ActorCriticPolicy,
+    **kwargs: Any,
+) -> ActorCriticPolicy:
+    """A policy whose parameters are no longer those of the initialisation, under which all actions are nearly equal."""
+    policy = policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
+    with th.no_grad():
+        for parameter in policy.parameters():
+            parameter.add_(0.5 * th.randn(parameter.shape))
+    return policy
+
+
+def networks_of(policy: ActorCriticPolicy) -> NumpyNetworks:
+    networks = numpy_networks(policy)
+    assert networks is not None
+    return networks
+
+
+def expected_outputs(policy: ActorCriticPolicy, obs: np.ndarray) -> np.ndarray:
+    with th.no_grad():
+        distribution: Any = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution
+    return (distribution.mean if isinstance(distribution, th.distributions.Normal) else distribution.logits).numpy()
+
+
+NETWORKS: list[dict[str, Any]] = [
+    {},
+    {"net_arch": [16, 8, 4], "activation_fn": nn.ReLU},
+    {"net_arch": dict(pi=[5], vf=[])},
+    {"net_arch": dict(pi=[], vf=[5])},
+    {"share_features_extractor": False},
+    {"policy_class": LinearPolicy},
+]
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_outputs_are_those_of_the_policy(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
+    policy = make(action_space, **network)
+    obs = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
+    outputs = networks_of(policy).policy_outputs(obs)
+    if isinstance(action_space, spaces.Discrete):
+        # Torch's logits are normalised.
+        outputs = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
+    assert outputs == pytest.approx(expected_outputs(policy, obs), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    "space", [spaces.Box(-1, 1, (2, 3)), spaces.Box(-1, 1, (3,), np.float64), spaces.Box(-9, 9, (3,), np.int64)], ids=str
+)
+def test_observations_of_any_shape_and_precision(space: spaces.Box) -> None:
+    policy = make(CONTINUOUS, space)
+    obs = np.stack([space.sample() for _ in range(5)])
+    assert networks_of(policy).policy_outputs(obs) == pytest.approx(expected_outputs(policy, obs), abs=1e-5)
+
+
+def test_it_follows_updates_and_loaded_parameters() -> None:
+    policy, other = make(), make()
+    obs = np.ones((1, 3), dtype=np.float32)
+    networks = networks_of(policy)
+    before = networks.policy_outputs(obs)
+    policy.optimizer.zero_grad()
+    policy.evaluate_actions(th.as_tensor(obs), th.zeros(1))[1].sum().backward()
+    policy.optimizer.step()
+    assert not np.allclose(networks.policy_outputs(obs), before, atol=1e-6)
+    policy.load_state_dict(other.state_dict())
+    assert np.array_equal(networks.policy_outputs(obs), networks_of(other).policy_outputs(obs))
+
+
+def test_the_observations_are_left_alone() -> None:
+    obs = np.ones((2, 3), dtype=np.float32)
+    # Without hidden layer, and with an activation that works in place.
+    for arch in ([], [4]):
+        networks_of(make(net_arch=arch, activation_fn=nn.ReLU)).sample(obs)
+        assert np.array_equal(obs, np.ones((2, 3)))
+
+
+def test_categorical_frequencies() -> None:
+    policy = make()
+    obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
+    th.manual_seed(0)
+    actions = networks_of(policy).sample(obs)
+    probabilities = np.exp(expected_outputs(policy, obs[:1])[0])
+    frequencies = np.bincount(actions, minlength=4) / len(actions)
+    assert np.all(np.abs(frequencies - probabilities) < 5 * np.sqrt(probabilities / len(actions)) + 1e-9)
+
+
+def test_gaussian_moments() -> None:
+    policy = make(CONTINUOUS, log_std_init=-0.5)
+    obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
+    th.manual_seed(0)
+    actions = networks_of(policy).sample(obs)
+    std = np.exp(policy.log_std.detach().numpy())
+    assert np.all(np.abs(actions.mean(axis=0) - expected_outputs(policy, obs[:1])[0]) < 5 * std / np.sqrt(len(actions)))
+    assert actions.std(axis=0) == pytest.approx(std, rel=0.02)
+    assert abs(np.corrcoef(actions.T)[0, 1]) < 0.02
+
+
+def test_impossible_actions_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends of what the generator can return."""
+    policy = make(net_arch=[])
+    with th.no_grad():
+        policy.action_net.weight.zero_()
+        policy.action_net.bias.copy_(th.tensor([-1e4, 0.0, 0.0, -1e4]))
+    networks = networks_of(policy)
+    for number, action in ((0.0, 1), (1 - 2**-24, 2)):
+        monkeypatch.setattr(th, "rand", lambda *shape, number=number: th.full(shape, number))
+        assert networks.sample(np.zeros((1, 3), dtype=np.float32)) == [action]
+
+
+def test_the_seed_of_the_algorithm_decides() -> None:
+    obs, networks = np.ones((4, 3), dtype=np.float32), networks_of(make())
+    draws = [(th.manual_seed(seed), networks.sample(obs))[1] for seed in (1, 1)]
+    assert np.array_equal(*draws)
+
+
+def test_broken_parameters_are_an_error() -> None:
+    policy = make()
+    with th.no_grad():
+        policy.action_net.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="not finite"):
+        networks_of(policy).sample(np.ones((1, 3), dtype=np.float32))
+
+
+class OwnExtractor(FlattenExtractor):
+    """Another class is another network."""
+
+
+class OwnPolicy(ActorCriticPolicy):
+    """Its features differ from those that the layers would be given."""
+
+    def extract_features(self, *args: Any, **kwargs: Any) -> Any:
+        return super().extract_features(*args, **kwargs)
+
+
+def with_hook() -> ActorCriticPolicy:
+    policy = make()
+    policy.action_net.register_forward_hook(lambda *args: args[-1] * 0)
+    return policy
+
+
+IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        make(CONTINUOUS, use_sde=True),
+        make(spaces.MultiDiscrete([2, 3])),
+        make(spaces.MultiBinary(2)),
+        make(observation_space=spaces.Discrete(3)),
+        make(observation_space=IMAGE),
+        make(observation_space=spaces.Box(0, 255, (1, 36, 36), np.uint8), policy_class=ActorCriticCnnPolicy),
+        make(observation_space=spaces.Dict({"a": VECTOR}), policy_class=MultiInputActorCriticPolicy),
+        make(activation_fn=nn.GELU),
+        make(features_extractor_class=OwnExtractor),
+        make(policy_class=OwnPolicy),
+        make().double(),
+        with_hook(),
+    ],
+    ids=lambda policy: (
+        f"{type(policy).__name__}-{type(policy.observation_space).__name__}-{type(policy.action_space).__name__}"
+    ),
+)
+def test_whatever_is_not_standard_acts_for_itself(policy: ActorCriticPolicy) -> None:
+    assert numpy_networks(policy) is None
+
+
+def batch_of(policy: ActorCriticPolicy, size: int = 9) -> dict[str, th.Tensor]:
+    obs = th.randn(size, 3)
+    with th.no_grad():
+        actions = policy.get_distribution(obs).sample()
+    return {"obs": obs, "actions": actions, "weights": th.randn(size), "returns": th.randn(size)}
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
+@pytest.mark.parametrize("network", NETWORKS, ids=str)
+def test_gradients_and_losses_are_those_of_autograd(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
+    policy = make(action_space, **network)
+    batch = batch_of(policy)
+    scale, ent_coef, vf_coef = 0.3, 0.2, 0.7
+    values, log_prob, entropy = policy.evaluate_actions(batch["obs"], batch["actions"])
+    policy_loss = losses.policy_gradient_loss(log_prob, batch["weights"], scale)
+    entropy_loss = losses.entropy_loss(entropy, log_prob, scale)
+    value_loss = losses.value_loss(values.flatten(), batch["returns"])
+    loss = policy_loss + ent_coef * entropy_loss + vf_coef * value_loss
+    expected = [g.numpy() for g in th.autograd.grad(loss, list(policy.parameters()))]
+
+    networks = networks_of(policy)
+    obs, actions, weights, returns = (tensor.numpy() for tensor in batch.values())
+    result = networks.differentiate_policy(obs, actions, weights, scale, ent_coef)
+    assert networks.differentiate_value_loss(obs, returns, vf_coef) == pytest.approx(value_loss.item(), rel=1e-5)
+    assert result.policy_loss == pytest.approx(policy_loss.item(), rel=1e-4, abs=1e-5)
+    assert result.entropy_loss == pytest.approx(entropy_loss.item(), rel=1e-5)
+    assert result.log_prob == pytest.approx(log_prob.detach().numpy(), abs=1e-5)
+    assert networks.log_prob(obs, actions) == pytest.approx(log_prob.detach().numpy(), abs=1e-5)
+    for parameter, gradient in zip(policy.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.numpy() == pytest.approx(gradient, abs=1e-5)
+
+
+def test_policy_and_critic_are_differentiated_apart() -> None:
+    """Each leaves the gradients of the other alone, and the norms add up."""
+    policy = make(CONTINUOUS)
+    networks, batch = networks_of(policy), batch_of(policy)
+    obs, actions, weights, returns = (tensor.numpy() for tensor in batch.values())
+    networks.differentiate_policy(obs, actions, weights, 1.0, 0.0)
+    of_actor = networks.actor_gradient.copy()
+    assert policy.value_net.weight.grad is None
+    networks.differentiate_value_loss(obs, returns, 1.0)
+    assert np.array_equal(networks.actor_gradient, of_actor)
+    squares = [np.sum(part**2) for part in (networks.actor_gradient, networks.critic_gradient, networks.gradient)]
+    assert squares[0] + squares[1] == pytest.approx(squares[2], rel=1e-5)
+    assert min(squares) > 0
+
+
+@pytest.mark.parametrize("max_norm", [0.1, 5.0, 50.0, None])
+def test_clipping_is_that_of_torch(max_norm: float | None) -> None:
+    gradient = np.array([3.0, 4.0, 0.0], dtype=np.float32)
+    parameters = [th.nn.Parameter(th.zeros(1)) for _ in gradient]
+    for parameter, number in zip(parameters, gradient, strict=True):
+        parameter.grad = th.tensor([number])
+    expected = th.nn.utils.clip_grad_norm_(parameters, float("inf") if max_norm is None else max_norm)
+    assert clip_gradient(gradient, max_norm) == pytest.approx(expected.item()) == 5
+    assert gradient == pytest.approx([float(p.grad.item()) for p in parameters if p.grad is not None])
+
+
+def test_networks_know_whose_they_are() -> None:
+    policy = make()
+    networks = networks_of(policy)
+    assert networks.belong_to(policy)
+    assert not networks.belong_to(copy.deepcopy(policy))
+    assert not copy.deepcopy(networks).belong_to(policy)
+    policy.action_net.bias.requires_grad_(False)
+    assert not networks.belong_to(policy)
+    policy.action_net.bias.requires_grad_(True)
+    policy.action_net.bias.data = policy.action_net.bias.data.clone()
+    assert not networks.belong_to(policy)
+
+
+UPDATES: list[tuple[Any, dict[str, Any]]] = [
+    (NStepA2C, {"n_steps": 8, "ent_coef": 0.01}),
+    (NStepA2C, {"n_steps": 8, "value_learning_rate": 1e-3, "normalize_advantage": True}),
+    (VPG, {"n_steps": 32, "ent_coef": 0.01, "n_value_updates": 3, "value_batch_size": 10, "max_grad_norm": 0.5}),
+    (VPG, {"n_steps": 32, "n_value_updates": 0}),
+    (VPG, {"n_episodes": 2, "advantage_estimator": "reward_to_go", "baseline": "mean"}),
+]
+
+
+@pytest.mark.parametrize(("algorithm", "options"), UPDATES, ids=str)
+@pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
+def test_training_is_the_same_by_either_path(
+    algorithm: Any, options: dict[str, Any], env: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Actions are not: categorical ones are drawn in another way."""
+    models, logged = [], []
+    for fast in (True, False):
+        with monkeypatch.context() as patch:
+            if not fast:
+                patch.setattr("sb3_pg.common.on_policy.numpy_networks", lambda _: None)
+            draws = np.random.default_rng(0)
+            patch.setattr(algorithm, "_sample_actions", lambda self, obs, draws=draws: random_actions(self, obs, draws))
+            model = algorithm("MlpPolicy", env, seed=0, device="cpu", **options).learn(100)
+        assert (model._numpy_networks is not None) == fast
+        models.append(model)
+        logged.append({k: v for k, v in model.logger.name_to_value.items() if k.startswith("train/")})
+    for fast_parameter, parameter in zip(*(model.policy.parameters() for model in models), strict=True):
+        assert fast_parameter.detach().numpy() == pytest.approx(parameter.detach().numpy(), abs=2e-4)
+    assert logged[0] == pytest.approx(logged[1], rel=1e-2, abs=1e-3)
+
+
+def random_actions(model: Any, obs: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+    if isinstance(model.action_space, spaces.Discrete):
+        return draws.integers(2, size=len(obs))
+    return draws.normal(size=(len(obs), 1)).astype(np.float32)
