@@ -1,5 +1,9 @@
-"""Losses: pure torch, free functions of tensors. Each is the negative of what is maximised."""
+"""Losses: free functions of tensors. Each is the negative of what is maximised."""
 
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from torch.nn import functional as F
 
@@ -40,14 +44,14 @@ def value_loss(values: th.Tensor, returns: th.Tensor) -> th.Tensor:
     return F.mse_loss(values, returns)
 
 
-def approximate_kl(old_log_prob: th.Tensor, log_prob: th.Tensor) -> th.Tensor:
+def approximate_kl(old_log_prob: npt.NDArray[np.floating[Any]], log_prob: npt.NDArray[np.floating[Any]]) -> float:
     """
     Estimate of KL(old || new) from samples of the old policy, without negative terms: the mean of ``(r - 1) - log r`` with
-    ``r = pi_new / pi_old`` (Schulman 2020, "Approximating KL divergence", k3).
+    ``r = pi_new / pi_old`` (Schulman 2020, "Approximating KL divergence", k3). For the log, so without gradient.
 
     :param old_log_prob: ``[S]``
     :param log_prob: ``[S]``, of the same actions
-    :return: scalar
+    :return: the estimate
     """
     log_ratio = log_prob - old_log_prob
-    return (th.exp(log_ratio) - 1 - log_ratio).mean()
+    return float((np.exp(log_ratio) - 1 - log_ratio).mean())

@@ -15,8 +15,8 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common.acting import NumpyActor, numpy_actor
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
+from sb3_pg.common.numpy_networks import NumpyNetworks, numpy_networks
 from sb3_pg.common.policies import index_observations
 from sb3_pg.common.returns import BoolArray, FloatArray
 
@@ -37,17 +37,17 @@ class RolloutCollector(OnPolicyAlgorithm):
       wrong for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
     - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
       first ones that finish would be biased towards short episodes;
-    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.common.acting`). The critic sees the
-      whole rollout at once, afterwards, since its parameters do not change in between; the final observations of truncated
-      episodes are one batch too;
+    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.common.numpy_networks`). The
+      critic sees the whole rollout at once, afterwards, since its parameters do not change in between; the final
+      observations of truncated episodes are one batch too;
     - after a callback has stopped the training in mid-rollout, the next ``learn()`` resets the environments.
     """
 
     rollout_buffer: PolicyGradientBuffer
     n_episodes: int | None
     _episode_steps: npt.NDArray[np.int64]
-    # None: no fast path for this policy.
-    _numpy_actor: NumpyActor | None = None
+    # The fast path; None: there is none for this policy, or learn() has not looked yet.
+    _numpy_networks: NumpyNetworks | None = None
 
     def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
         self,
@@ -117,7 +117,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         """
         :return: ``[N]``, number of episodes each environment is to deliver; zeros if the rollout has a fixed length
         """
-        self._numpy_actor = numpy_actor(self.policy)
+        if self._numpy_networks is None or not self._numpy_networks.belong_to(self.policy):
+            self._numpy_networks = numpy_networks(self.policy)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
         if self.n_episodes is None:
@@ -144,8 +145,8 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param obs: observations, ``[N, ...]``
         :return: actions as sampled, ``[N, *action_space.shape]``
         """
-        if self._numpy_actor is not None:
-            return self._numpy_actor.sample(np.asarray(obs))
+        if self._numpy_networks is not None:
+            return self._numpy_networks.sample(np.asarray(obs))
         with th.no_grad():
             distribution = self.policy.get_distribution(obs_as_tensor(obs, self.device))
             actions = distribution.get_actions()
@@ -206,6 +207,9 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param obs: observations, ``[B, ...]``
         :return: ``[B]``
         """
+        if self._numpy_networks is not None:
+            assert isinstance(obs, th.Tensor)
+            return self._numpy_networks.values(obs.numpy())
         size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         with th.no_grad():
             chunks = [

@@ -11,8 +11,8 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common import baselines, losses, returns
-from sb3_pg.common.actor_critic import ActorCriticAlgorithm
+from sb3_pg.common import baselines, returns
+from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch
 from sb3_pg.common.buffers import PolicyGradientBuffer
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.nstep_a2c.options import check_environments, check_options, optimizer_kwargs
@@ -175,26 +175,20 @@ class NStepA2C(ActorCriticAlgorithm, A2C):
             A2C.train(self)
             return
         buffer = self.rollout_buffer
-        self.policy.set_training_mode(True)
         self._update_learning_rates()
         advantages = buffer.select(buffer.advantages)
         if self.normalize_advantage:
             advantages = baselines.standardize(advantages)
-        scale = 1 / len(advantages)
-        observations, actions = buffer.samples()
-        values, log_prob, entropy = self.policy.evaluate_actions(observations, actions)
-        policy_loss = losses.policy_gradient_loss(log_prob, buffer.tensor(advantages), scale)
-        value_loss = losses.value_loss(values.flatten(), buffer.tensor(buffer.select(buffer.returns)))
-        entropy_loss = losses.entropy_loss(entropy, log_prob, scale)
-        grad_norm = self._step_jointly(policy_loss + self.ent_coef * entropy_loss + self.vf_coef * value_loss)
+        batch = Batch(*buffer.samples(), buffer.tensor(advantages), 1 / len(advantages))
+        step = self._step_policy(batch, buffer.tensor(buffer.select(buffer.returns)))
 
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         self.logger.record("train/explained_variance", explained_variance(buffer.values.ravel(), buffer.returns.ravel()))
-        self.logger.record("train/entropy_loss", entropy_loss.item())
-        self.logger.record("train/policy_loss", policy_loss.item())
-        self.logger.record("train/value_loss", value_loss.item())
-        self.logger.record("train/grad_norm", grad_norm)
+        self.logger.record("train/entropy_loss", step.entropy_loss)
+        self.logger.record("train/policy_loss", step.policy_loss)
+        self.logger.record("train/value_loss", step.value_loss)
+        self.logger.record("train/grad_norm", step.grad_norm)
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 

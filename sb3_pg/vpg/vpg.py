@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -14,32 +14,15 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_pg.common import baselines, losses, returns
-from sb3_pg.common.actor_critic import ActorCriticAlgorithm
+from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch, PolicyStep
 from sb3_pg.common.buffers import PolicyGradientBuffer
+from sb3_pg.common.numpy_networks import clip_gradient
 from sb3_pg.common.policies import index_observations
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.vpg.options import GAE_LAMBDA, check_environments, check_options, resolve_n_steps, resolve_n_value_updates
 from sb3_pg.vpg.policies import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
 
 SelfVPG = TypeVar("SelfVPG", bound="VPG")
-
-
-class _Batch(NamedTuple):
-    """
-    What the policy step uses of a rollout, flattened to ``[S, ...]``.
-
-    :param observations: what the policy saw
-    :param actions: what it sampled
-    :param weights: what multiplies the score of each step
-    :param discounts: ``gamma^t`` where the weights contain it, otherwise ones: what multiplies a constant baseline
-    :param scale: 1 / (number of episodes), or 1 / S for rollouts of fixed length
-    """
-
-    observations: th.Tensor | TensorDict
-    actions: th.Tensor
-    weights: th.Tensor
-    discounts: th.Tensor
-    scale: float
 
 
 class VPG(ActorCriticAlgorithm):
@@ -300,17 +283,20 @@ class VPG(ActorCriticAlgorithm):
                 result[buffer.used] = baselines.leave_one_out_mean(used_returns, episodes, self.n_episodes)
         return result
 
-    def _batch(self, buffer: PolicyGradientBuffer) -> _Batch:
-        samples = buffer.samples()
+    def _batch(self, buffer: PolicyGradientBuffer) -> Batch:
         weights = buffer.select(buffer.advantages)
         if self.normalize_advantage:
             weights = baselines.standardize(weights)
-        discounts = np.ones_like(weights)
-        if self.discount_gradient:
-            discounts = (self.gamma ** buffer.select(buffer.episode_steps)).astype(weights.dtype)
-            weights = weights * discounts
+        weights = weights * self._discounts(buffer)
         scale = 1 / (len(weights) if self.n_episodes is None else self.n_episodes)
-        return _Batch(*samples, buffer.tensor(weights), buffer.tensor(discounts), scale)
+        return Batch(*buffer.samples(), buffer.tensor(weights), scale)
+
+    def _discounts(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """``gamma^t`` with ``discount_gradient``, otherwise ones: what multiplies a constant baseline, ``[S]``."""
+        if not self.discount_gradient:
+            return np.ones(buffer.n_used, dtype=buffer.rewards.dtype)
+        discounts: FloatArray = (self.gamma ** buffer.select(buffer.episode_steps)).astype(buffer.rewards.dtype)
+        return discounts
 
     # ---- gradients ---------------------------------------------------------------------------------------------------------
 
@@ -318,7 +304,7 @@ class VPG(ActorCriticAlgorithm):
         """The estimate of the policy gradient, ascent direction, ``[n_parameters]``."""
         batch = self._batch(buffer)
         if self.baseline == "optimal":
-            gradient = -self._optimal_baseline_gradient(batch, buffer.episodes())
+            gradient = -self._optimal_baseline_gradient(batch, buffer)
         else:
             log_prob, _ = self._evaluate_policy(batch.observations, batch.actions)
             gradient = _flat(losses.policy_gradient_loss(log_prob, batch.weights, batch.scale), self._groups.actor)
@@ -328,86 +314,97 @@ class VPG(ActorCriticAlgorithm):
         result[acts] = -_as_array(gradient)
         return result
 
-    def _optimal_baseline_gradient(self, batch: _Batch, episodes: baselines.IntArray) -> th.Tensor:
+    def _optimal_baseline_gradient(self, batch: Batch, buffer: PolicyGradientBuffer) -> th.Tensor:
         """Mean over the episodes of ``x - b g`` (ascent direction), flattened over the actor's parameters."""
+        episodes, discounts = buffer.episodes(), buffer.tensor(self._discounts(buffer))
         order = np.argsort(episodes, kind="stable")
         steps_of = np.split(order, np.flatnonzero(np.diff(episodes[order])) + 1)
-        pairs = [self._episode_gradients(batch, th.as_tensor(steps, device=self.device)) for steps in steps_of]
+        pairs = [self._episode_gradients(batch, discounts, th.as_tensor(steps, device=self.device)) for steps in steps_of]
         estimates, scores = (_as_array(th.stack(side)) for side in zip(*pairs, strict=True))
         per_episode = estimates - baselines.optimal_baseline(estimates, scores) * scores
         return th.as_tensor(per_episode.mean(axis=0), dtype=th.float32, device=self.device)
 
-    def _episode_gradients(self, batch: _Batch, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
+    def _episode_gradients(self, batch: Batch, discounts: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
         """One episode's gradient estimate without baseline, and the sum of scores that multiplies a constant baseline."""
         log_prob, _ = self._evaluate_policy(index_observations(batch.observations, steps), batch.actions[steps])
         estimate = _flat((log_prob * batch.weights[steps]).sum(), self._groups.actor)
-        return estimate, _flat((log_prob * batch.discounts[steps]).sum(), self._groups.actor)
-
-    def _evaluate_policy(self, observations: th.Tensor | TensorDict, actions: th.Tensor) -> tuple[th.Tensor, th.Tensor | None]:
-        """
-        :return: log-probability and entropy, ``[S]`` each; the entropy is ``None`` where it has no closed form
-        """
-        distribution = self.policy.get_distribution(observations)
-        return distribution.log_prob(actions), distribution.entropy()
+        return estimate, _flat((log_prob * discounts[steps]).sum(), self._groups.actor)
 
     # ---- updates -----------------------------------------------------------------------------------------------------------
 
     def _update_policy(self, buffer: PolicyGradientBuffer) -> None:
         """One gradient step on the policy, and on the critic if they share a loss."""
-        self.policy.set_training_mode(True)
         batch = self._batch(buffer)
-        joint = self.uses_critic and self.resolved_n_value_updates == 0
-        value_loss = th.zeros((), device=self.device)
-        if joint:
-            values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
-            value_loss = losses.value_loss(values.flatten(), buffer.tensor(buffer.select(buffer.returns)))
+        if self.baseline == "optimal":
+            step = self._step_with_optimal_baseline(batch, buffer)
         else:
-            log_prob, entropy = self._evaluate_policy(batch.observations, batch.actions)
-        policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale)
-        entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
-        vf_coef = 0.5 if self.vf_coef is None else self.vf_coef
-        loss = self.ent_coef * entropy_loss + vf_coef * value_loss
-
-        if joint:
-            grad_norm = self._step_jointly(policy_loss + loss)
-        else:
-            self.policy.optimizer.zero_grad()
-            if self.baseline == "optimal":
-                loss.backward()  # type: ignore[no-untyped-call]  # torch
-                self._add_to_gradients(-self._optimal_baseline_gradient(batch, buffer.episodes()))
-            else:
-                (policy_loss + loss).backward()  # type: ignore[no-untyped-call]  # torch
-            grad_norm = self._step([self.policy.optimizer], self._groups.actor, "policy gradient")
-
-        self.policy.set_training_mode(False)  # for the log, and not to move the statistics of batch normalisation again
-        with th.no_grad():
-            new_log_prob, _ = self._evaluate_policy(batch.observations, batch.actions)
-            approx_kl = losses.approximate_kl(log_prob, new_log_prob)
-        self.logger.record("train/grad_norm", grad_norm)
+            joint = self.uses_critic and self.resolved_n_value_updates == 0
+            step = self._step_policy(batch, buffer.tensor(buffer.select(buffer.returns)) if joint else None)
+        new_log_prob = self._log_prob(batch)
+        self.logger.record("train/grad_norm", step.grad_norm)
         self.logger.record("train/weight_std", float(buffer.select(buffer.advantages).std()))
-        self.logger.record("train/approx_kl", approx_kl.item())
-        self.logger.record("train/entropy_loss", losses.entropy_loss(entropy, log_prob, 1 / len(log_prob)).item())
-        self.logger.record("train/policy_loss", policy_loss.item())
-        if joint:
-            self.logger.record("train/value_loss", value_loss.item())
+        self.logger.record("train/approx_kl", losses.approximate_kl(step.log_prob, new_log_prob))
+        self.logger.record("train/entropy_loss", step.entropy_loss / (batch.scale * len(new_log_prob)))
+        self.logger.record("train/policy_loss", step.policy_loss)
+        if step.value_loss is not None:
+            self.logger.record("train/value_loss", step.value_loss)
+
+    def _step_with_optimal_baseline(self, batch: Batch, buffer: PolicyGradientBuffer) -> PolicyStep:
+        self.policy.set_training_mode(True)
+        log_prob, entropy = self._evaluate_policy(batch.observations, batch.actions)
+        entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
+        self.policy.optimizer.zero_grad()
+        (self.ent_coef * entropy_loss).backward()  # type: ignore[no-untyped-call]  # torch
+        self._add_to_gradients(-self._optimal_baseline_gradient(batch, buffer))
+        norm = self._clip(self._groups.actor)
+        self._apply([self.policy.optimizer], norm, "policy gradient")
+        policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale).item()
+        return PolicyStep(log_prob.detach().cpu().numpy(), policy_loss, entropy_loss.item(), None, norm)
+
+    def _log_prob(self, batch: Batch) -> FloatArray:
+        """Log-probability of the actions under the present policy, ``[S]``."""
+        if self._numpy_networks is not None:
+            assert isinstance(batch.observations, th.Tensor)
+            return self._numpy_networks.log_prob(batch.observations.numpy(), batch.actions.numpy())
+        self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again
+        with th.no_grad():
+            log_prob: FloatArray = self._evaluate_policy(batch.observations, batch.actions)[0].cpu().numpy()
+        return log_prob
 
     def _fit_critic(self, buffer: PolicyGradientBuffer) -> None:
         """Move the critic towards the returns of the batch by ``n_value_updates`` steps of its own optimizer."""
         assert self.value_optimizer is not None
-        self.policy.set_training_mode(True)
         observations = buffer.samples().observations
         targets = buffer.tensor(buffer.select(buffer.returns))
+        differentiate = (
+            self._differentiate_critic_modules if self._numpy_networks is None else self._differentiate_critic_arrays
+        )
         value_losses = []
         for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
             inputs, outputs = (
                 (observations, targets) if rows is None else (index_observations(observations, rows), targets[rows])
             )
-            loss = losses.value_loss(self.policy.predict_values(inputs).flatten(), outputs)
-            self.value_optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch
-            self._step([self.value_optimizer], self._groups.critic, "gradient of the value loss")
-            value_losses.append(loss.detach())
-        self.logger.record("train/value_loss", th.stack(value_losses).mean().item())
+            loss, norm = differentiate(inputs, outputs)
+            self._apply([self.value_optimizer], norm, "gradient of the value loss")
+            value_losses.append(loss)
+        self.logger.record("train/value_loss", float(np.mean(value_losses)))
+
+    def _differentiate_critic_modules(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
+        """
+        :return: value loss, and the norm of its gradient before clipping
+        """
+        assert self.value_optimizer is not None
+        self.policy.set_training_mode(True)
+        loss = losses.value_loss(self.policy.predict_values(observations).flatten(), targets)
+        self.value_optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch
+        return loss.item(), self._clip(self._groups.critic)
+
+    def _differentiate_critic_arrays(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
+        """The same by hand, for standard networks."""
+        assert self._numpy_networks is not None and isinstance(observations, th.Tensor)
+        loss = self._numpy_networks.differentiate_value_loss(observations.numpy(), targets.numpy(), 1.0)
+        return loss, clip_gradient(self._numpy_networks.critic_gradient, self.max_grad_norm)
 
     def _add_to_gradients(self, flat: th.Tensor) -> None:
         pieces = th.split(flat, [p.numel() for p in self._groups.actor])
