@@ -65,7 +65,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         :param n_rollout_steps: steps per environment; ``None``: whole episodes
         :return: False if a callback stopped the training
         """
-        self.policy.set_training_mode(False)
+        self._set_evaluation_mode()
         rollout_buffer.reset()
         episodes_left = self._begin_rollout(env)
         assert self._last_episode_starts is not None
@@ -140,6 +140,11 @@ class RolloutCollector(OnPolicyAlgorithm):
         steps = getattr(self, "_episode_steps", None)
         return steps if steps is not None and len(steps) == n_envs else np.zeros(n_envs, dtype=np.int64)
 
+    def _set_evaluation_mode(self) -> None:
+        # To set it anew visits every module, at each rollout of a few steps.
+        if self.policy.training:
+            self.policy.set_training_mode(False)
+
     def _sample_actions(self, obs: Observations) -> Array:
         """
         :param obs: observations, ``[N, ...]``
@@ -188,8 +193,7 @@ class RolloutCollector(OnPolicyAlgorithm):
         Set ``values`` and ``next_values`` of a complete rollout, both ``[T, N]``: one batch for the stored observations, one
         for the observations after the last step, one for the final observations of truncated episodes.
         """
-        if self.policy.training:
-            self.policy.set_training_mode(False)
+        self._set_evaluation_mode()
         shape = rollout_buffer.rewards.shape
         flat = rollout_buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
         values = self._predict_values(flat).reshape(shape)

@@ -246,7 +246,7 @@ def _check_arrays(floats: dict[str, FloatArray], bools: dict[str, BoolArray]) ->
         if array.shape != reference.shape:
             raise ValueError(f"{name} must have the shape of rewards {reference.shape}, got {array.shape}")
     for name, array in floats.items():
-        if not np.issubdtype(array.dtype, np.floating) or array.dtype != reference.dtype:
+        if array.dtype.kind != "f" or array.dtype != reference.dtype:
             raise ValueError(
                 f"{name} must be floating point, with the dtype of rewards ({reference.dtype}), got {array.dtype}"
             )

@@ -1,0 +1,200 @@
+"""
+How fast training is, beside Stable-Baselines3 and beside the environment alone.
+
+    python scripts/bench_speed.py                        # all rows
+    python scripts/bench_speed.py cartpole-8 cartpole-1 --rounds 9 --json speed.json
+
+All loops of a row live in one process and take turns, after a burn-in, so that whatever else the machine does hits them alike.
+What counts is the ratio to SB3 within a round, and of the ratios the median.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch as th
+from benchmark import machine, versions
+from stable_baselines3 import A2C
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.env_util import make_vec_env
+from stable_baselines3.common.vec_env import VecEnv
+from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
+
+from sb3_pg import VPG, NStepA2C
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Row:
+    """
+    One comparison.
+
+    :param title: what the table calls it
+    :param env: id of the environment
+    :param n_envs: number of environments
+    :param steps: environment steps of a loop in one round
+    :param theirs: SB3's algorithm
+    :param their_options: its arguments beside policy and environment
+    :param ours: our algorithm
+    :param our_options: its arguments
+    :param threads: threads of torch
+    """
+
+    title: str
+    env: str
+    n_envs: int
+    steps: int
+    theirs: type[BaseAlgorithm]
+    their_options: dict[str, Any]
+    ours: type[BaseAlgorithm]
+    our_options: dict[str, Any]
+    threads: int = 1
+
+
+ONE_STEP = {"n_steps": 256, "advantage_estimator": "reward_to_go", "n_value_updates": 1}
+ROWS = {
+    "cartpole-8": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 8, 8000, A2C, {}, NStepA2C, {}),
+    "cartpole-1": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 1, 2000, A2C, {}, NStepA2C, {}),
+    "cheetah-8": Row("NStepA2C vs A2C, HalfCheetah-v5", "HalfCheetah-v5", 8, 4000, A2C, {}, NStepA2C, {}),
+    "vpg-cartpole-8": Row(
+        "VPG vs A2C, n_steps 256, CartPole-v1", "CartPole-v1", 8, 16384, A2C, {"n_steps": 256}, VPG, ONE_STEP
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """
+    What was measured of one row.
+
+    :param steps_per_second: name of each loop -> its environment steps per second in each round
+    """
+
+    steps_per_second: dict[str, list[float]]
+
+    def median(self, name: str) -> float:
+        """
+        :param name: loop
+        :return: median of its steps per second
+        """
+        return statistics.median(self.steps_per_second[name])
+
+    def ratio(self, name: str) -> float:
+        """
+        :param name: loop
+        :return: median over the rounds of its speed relative to SB3's in the same round
+        """
+        pairs = zip(self.steps_per_second[name], self.steps_per_second["SB3"], strict=True)
+        return statistics.median(one / sb3 for one, sb3 in pairs)
+
+
+def step_alone(env: VecEnv, steps: int) -> None:
+    """
+    Step the environments with random actions, drawn beforehand.
+
+    :param env: environments
+    :param steps: steps of all environments together
+    """
+    actions = [np.stack([env.action_space.sample() for _ in range(env.num_envs)]) for _ in range(64)]
+    for i in range(steps // env.num_envs):
+        env.step(actions[i % len(actions)])
+
+
+def loops_of(row: Row) -> dict[str, Callable[[], object]]:
+    """
+    :param row: comparison
+    :return: name -> function that takes the row's number of environment steps
+    """
+
+    def make(algorithm: type[BaseAlgorithm], options: dict[str, Any]) -> Callable[[], object]:
+        env = make_vec_env(row.env, row.n_envs, seed=SEED)
+        model: Any = algorithm("MlpPolicy", env, seed=SEED, device="cpu", **options)
+        return lambda: model.learn(row.steps)
+
+    alone = make_vec_env(row.env, row.n_envs, seed=SEED)
+    alone.action_space.seed(SEED)
+    alone.reset()
+    return {
+        "environment": lambda: step_alone(alone, row.steps),
+        "SB3": make(row.theirs, row.their_options),
+        "sb3_pg": make(row.ours, row.our_options),
+    }
+
+
+def measure(row: Row, rounds: int, tick: Callable[[], object]) -> Speed:
+    """
+    Let the loops of a row take turns.
+
+    :param row: comparison
+    :param rounds: number of rounds, after one that does not count
+    :param tick: called after each round
+    :return: what was measured
+    """
+    th.set_num_threads(row.threads)
+    loops = loops_of(row)
+    speeds: dict[str, list[float]] = {name: [] for name in loops}
+    for i in range(rounds + 1):
+        for name, run in loops.items():
+            start = time.perf_counter()
+            run()
+            if i > 0:
+                speeds[name].append(row.steps / (time.perf_counter() - start))
+        tick()
+    return Speed(speeds)
+
+
+def markdown(rows: Sequence[Row], speeds: Sequence[Speed]) -> str:
+    """
+    :param rows: comparisons
+    :param speeds: what was measured of each
+    :return: table in Markdown
+    """
+    lines = [
+        "| loop | environments | threads | SB3, steps/s | sb3_pg, steps/s | sb3_pg / SB3 | environment alone / SB3 |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row, speed in zip(rows, speeds, strict=True):
+        ratios = [speed.steps_per_second["sb3_pg"][i] / sb3 for i, sb3 in enumerate(speed.steps_per_second["SB3"])]
+        lines.append(
+            f"| {row.title} | {row.n_envs} | {row.threads} | {speed.median('SB3'):,.0f} | {speed.median('sb3_pg'):,.0f} | "
+            f"**{speed.ratio('sb3_pg'):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) | {speed.ratio('environment'):.1f} |"
+        )
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """
+    Measure and print.
+
+    :param arguments: command line, ``sys.argv`` by default
+    """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of {', '.join(ROWS)}; all if none is named")
+    parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
+    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    args = parser.parse_args(arguments)
+    if unknown := set(args.rows) - set(ROWS):
+        parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
+    if args.rounds < 1:
+        parser.error("--rounds must be at least 1")
+    names = args.rows or list(ROWS)
+    with tqdm(total=len(names) * (args.rounds + 1), unit="round", disable=not sys.stderr.isatty()) as bar:
+        speeds = [measure(ROWS[name], args.rounds, bar.update) for name in names]
+    circumstances = [machine(), ", ".join(f"{name} {version}" for name, version in versions().items())]
+    print(markdown([ROWS[name] for name in names], speeds))
+    print(f"\n{args.rounds} rounds, median (least to greatest ratio). " + "; ".join(circumstances))
+    if args.json:
+        figures = {name: speed.steps_per_second for name, speed in zip(names, speeds, strict=True)}
+        args.json.write_text(json.dumps({"machine": machine(), "versions": versions(), "steps_per_second": figures}, indent=1))
+
+
+if __name__ == "__main__":
+    main()
