@@ -1,6 +1,5 @@
 """``scripts/benchmark.py``: what it runs, what it leaves alone, and the numbers that it reports."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -13,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import script_modules
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 REWARDS = [1.0, 2.0, 6.0]
@@ -26,13 +26,7 @@ def benchmark() -> ModuleType:
 
     :return: The module.
     """
-    spec = importlib.util.spec_from_file_location("benchmark", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["benchmark"] = module  # where its dataclass looks for it
-    spec.loader.exec_module(module)
-    return module
+    return script_modules.load("benchmark")
 
 
 class Zoo:

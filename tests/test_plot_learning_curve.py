@@ -1,6 +1,5 @@
 """``scripts/plot_learning_curve.py``: what it reads from a log folder, and what it says of a wrong one."""
 
-import importlib.util
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 import pytest
+import script_modules
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "plot_learning_curve.py"
 
@@ -19,13 +19,7 @@ def script() -> ModuleType:
 
     :return: The module.
     """
-    spec = importlib.util.spec_from_file_location("plot_learning_curve", SCRIPT)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["plot_learning_curve"] = module  # where its dataclass looks for it
-    spec.loader.exec_module(module)
-    return module
+    return script_modules.load("plot_learning_curve")
 
 
 @pytest.fixture

@@ -1,28 +1,21 @@
 """
 VPG learns what it must learn where the answer is known, within seconds and with any seed.
 
-Tables stand in for networks, and learning rates are safe rather than fast. SEEDS=25 in the environment runs 25 seeds of each.
+Tables stand in for networks, and learning rates are safe rather than fast.
 """
 
-import os
 from typing import Any
 
 import numpy as np
 import pytest
 import torch as th
 from envs import QuadraticEnv, TabularVecEnv, bandit, chain, endless
+from on_policy_models import Options
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
+from tabular_models import GAMMA, SEEDS, CutsLookLikeEnds, action_probabilities, tabular, values
 
 from sb3_pg import VPG
-
-SEEDS = range(int(os.environ.get("SEEDS", "1")))
-GAMMA = 0.9
-
-Options = dict[str, Any]
-
-# One logit for each state and action, one value for each state: nothing to do with networks is tested here.
-TABLES: Options = {"net_arch": {"pi": [], "vf": []}, "ortho_init": False}
 
 EPISODES: Options = {"n_episodes": 16}
 ROLLOUT: Options = {"n_steps": 5}
@@ -53,20 +46,8 @@ def name_of(options: Options) -> str:
 
 
 def make(env: VecEnv, seed: int, optimizer_class: type[th.optim.Optimizer] = th.optim.Adam, **kwargs: Any) -> VPG:
-    policy_kwargs = {**TABLES, "optimizer_class": optimizer_class}
-    return VPG("MlpPolicy", env, gamma=GAMMA, seed=seed, policy_kwargs=policy_kwargs, **kwargs)
-
-
-def action_probabilities(model: VPG, n_states: int) -> np.ndarray:
-    """``[n_states, A]``"""
-    with th.no_grad():
-        distribution: Any = model.policy.get_distribution(th.arange(n_states)).distribution
-    return np.asarray(distribution.probs)
-
-
-def values(model: VPG, n_states: int) -> np.ndarray:
-    with th.no_grad():
-        return np.asarray(model.policy.predict_values(th.arange(n_states)).flatten())
+    model: VPG = tabular(VPG, env, seed, optimizer_class, **kwargs)
+    return model
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -87,17 +68,6 @@ def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None
     assert action_probabilities(model, 3)[:, 1].min() > 0.8
     if model.uses_critic:
         assert np.allclose(values(model, 3), GAMMA ** np.array([2, 1, 0]), atol=0.2)
-
-
-class CutsLookLikeEnds(VecEnvWrapper):
-    """What goes wrong when truncation is treated as termination."""
-
-    def reset(self) -> Any:
-        return self.venv.reset()
-
-    def step_wait(self) -> Any:
-        obs, rewards, dones, infos = self.venv.step_wait()
-        return obs, rewards, dones, [{**info, "TimeLimit.truncated": False} for info in infos]
 
 
 # Plain descent goes from 0 to 10 without going too far; each rate halves the error of a state with each step.

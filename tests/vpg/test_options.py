@@ -9,31 +9,23 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from envs import OBSERVATION_SPACES, MatchEnv, QuadraticEnv
+from envs import OBSERVATION_SPACES, QuadraticEnv
 from gymnasium import spaces
-from smoke_envs import ScriptedEnv, scripted_vec_env
-from stable_baselines3.common import utils
+from on_policy_models import Options, ScaledBuffer, assert_matters, assert_names_all, match_envs, name_of
+from smoke_envs import ScriptedEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import VPG
 from sb3_pg.common.buffers import PolicyGradientBuffer, PolicyGradientDictBuffer
 from sb3_pg.vpg import LinearPolicy, options
-
-Options = dict[str, Any]
 
 EPISODES: Options = {"n_episodes": 4}
 TOTAL: Options = {**EPISODES, "advantage_estimator": "total_return", "baseline": "none"}
 TO_GO: Options = {**EPISODES, "advantage_estimator": "reward_to_go", "baseline": "mean"}
 
 
-def envs(n_envs: int = 2, **kwargs: Any) -> DummyVecEnv:
-    return DummyVecEnv([lambda: Monitor(MatchEnv(**kwargs))] * n_envs)
-
-
 def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> VPG:
-    return VPG(policy, envs() if env is None else env, **{"seed": 0, "device": "cpu", **kwargs})
+    return VPG(policy, match_envs(2) if env is None else env, **{"seed": 0, "device": "cpu", **kwargs})
 
 
 # What is wrong, and all that the message must name: the options at odds and the way out.
@@ -136,16 +128,6 @@ WRONG: list[tuple[Options, list[str]]] = [
 ]
 
 
-def name_of(case: Any) -> str:
-    return "-".join(f"{key}={value}" for key, value in case.items()) if isinstance(case, dict) else ""
-
-
-def assert_names_all(raised: pytest.ExceptionInfo[ValueError], words: list[str]) -> None:
-    message = str(raised.value)
-    assert [word for word in words if word not in message] == []
-    assert "\n" not in message
-
-
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=name_of)
 def test_the_constructor_rejects(wrong: Options, words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as raised:
@@ -165,7 +147,7 @@ def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
     """With overrides, as the zoo does: the saved model collects fixed rollouts, which whole episodes have to replace."""
     overrides = {"n_steps": None, **wrong} if "n_episodes" in wrong else wrong
     with pytest.raises(ValueError, match=r".") as raised:
-        VPG.load(io.BytesIO(saved), env=envs(), **overrides)
+        VPG.load(io.BytesIO(saved), env=match_envs(2), **overrides)
     assert_names_all(raised, words)
 
 
@@ -182,9 +164,9 @@ def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
 def test_what_depends_on_the_number_of_environments(wrong: Options, n_envs: int, words: list[str], saved: bytes) -> None:
     """Rejected when training would start with such a number; a model that was loaded to predict does not mind."""
     with pytest.raises(ValueError, match=r".") as raised:
-        make(envs(n_envs), **wrong)
+        make(match_envs(n_envs), **wrong)
     assert_names_all(raised, words)
-    loaded = VPG.load(io.BytesIO(saved), env=envs(n_envs), **{"n_steps": None, **wrong})
+    loaded = VPG.load(io.BytesIO(saved), env=match_envs(n_envs), **{"n_steps": None, **wrong})
     before = {name: value.clone() for name, value in loaded.policy.state_dict().items()}
     with pytest.raises(ValueError, match=r".") as raised:
         loaded.learn(100)
@@ -214,7 +196,7 @@ def test_what_is_just_right_is_accepted(accepted: Options) -> None:
 
 
 def test_one_episode_will_do_without_baseline() -> None:
-    make(envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)
+    make(match_envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)
 
 
 @pytest.mark.parametrize("space", [spaces.Tuple([spaces.Discrete(2)]), spaces.Dict(a=spaces.Discrete(2))], ids=str)
@@ -226,7 +208,7 @@ def test_unsupported_action_spaces(space: spaces.Space[Any]) -> None:
 @pytest.mark.parametrize("wrong", [{}, {"n_value_updates": 2}, {"n_value_updates": 0, "value_learning_rate": 1e-3}], ids=str)
 @pytest.mark.parametrize("observation", ["image", "dict_image"])
 def test_shared_features_need_the_joint_loss(wrong: Options, observation: str) -> None:
-    env, policy = envs(observation=observation), "CnnPolicy" if observation == "image" else "MultiInputPolicy"
+    env, policy = match_envs(2, observation=observation), "CnnPolicy" if observation == "image" else "MultiInputPolicy"
     shared: Options = {"policy_kwargs": {"share_features_extractor": True}}
     with pytest.raises(
         ValueError,
@@ -243,7 +225,7 @@ def test_shared_features_need_the_joint_loss(wrong: Options, observation: str) -
 @pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "LinearPolicy", LinearPolicy])
 def test_dictionaries_need_their_policy(policy: Any) -> None:
     with pytest.raises(ValueError, match="MultiInputPolicy"):
-        VPG(policy, envs(observation="dict"), n_steps=8)
+        VPG(policy, match_envs(2, observation="dict"), n_steps=8)
 
 
 @pytest.mark.parametrize("net_arch", [[64], [], {"pi": [8]}, {"pi": [8], "vf": [8]}])
@@ -256,7 +238,7 @@ def test_unknown_policies_and_storage_of_the_wrong_kind() -> None:
     with pytest.raises(ValueError, match="LstmPolicy"):
         make(policy="LstmPolicy")
     with pytest.raises(ValueError, match=r"PolicyGradientBuffer cannot store .*PolicyGradientDictBuffer"):
-        make(envs(observation="dict"), "MultiInputPolicy", rollout_buffer_class=PolicyGradientBuffer)
+        make(match_envs(2, observation="dict"), "MultiInputPolicy", rollout_buffer_class=PolicyGradientBuffer)
     with pytest.raises(ValueError, match=r"gSDE\) can only be used with continuous actions"):
         make(use_sde=True)
 
@@ -285,7 +267,9 @@ def test_load_takes_overrides_that_fit() -> None:
     file = io.BytesIO()
     make(n_steps=8, n_value_updates=3).learn(16).save(file)
     file.seek(0)
-    loaded = VPG.load(file, env=envs(), n_value_updates=5, gae_lambda=0.5, value_learning_rate="lin_0.1", learning_rate=0.2)
+    loaded = VPG.load(
+        file, env=match_envs(2), n_value_updates=5, gae_lambda=0.5, value_learning_rate="lin_0.1", learning_rate=0.2
+    )
     loaded.learn(64)
     assert loaded.lr_schedule(0.5) == 0.2
     assert loaded.value_optimizer is not None
@@ -310,23 +294,6 @@ def test_documented_defaults_are_those_in_use() -> None:
 # ------------------------------------------------------------------------------------ nothing is accepted and ignored
 
 
-class CountingBuffer(PolicyGradientBuffer):
-    """
-    A buffer of one's own.
-
-    :param args: as in the base class
-    :param scale: factor of all rewards
-    :param kwargs: as in the base class
-    """
-
-    def __init__(self, *args: Any, scale: float = 2.0, **kwargs: Any) -> None:
-        self.scale = scale
-        super().__init__(*args, **kwargs)
-
-    def add(self, obs: Any, actions: Any, rewards: Any, *flags: Any) -> None:
-        super().add(obs, actions, self.scale * rewards, *flags)
-
-
 JOINT: Options = {"n_value_updates": 0}
 BOX: Options = {"use_sde": True}
 
@@ -343,8 +310,8 @@ CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "max_grad_norm": [({}, {"max_grad_norm": 1e-3}), (JOINT, {"max_grad_norm": 1e-3}), (TOTAL, {"max_grad_norm": 1e-3})],
     "use_sde": [({"action": "box"}, {"action": "box", "use_sde": True})],
     "sde_sample_freq": [({"action": "box", **BOX}, {"action": "box", "sde_sample_freq": 2})],
-    "rollout_buffer_class": [({}, {"rollout_buffer_class": CountingBuffer})],
-    "rollout_buffer_kwargs": [({"rollout_buffer_class": CountingBuffer}, {"rollout_buffer_kwargs": {"scale": 3.0}})],
+    "rollout_buffer_class": [({}, {"rollout_buffer_class": ScaledBuffer})],
+    "rollout_buffer_kwargs": [({"rollout_buffer_class": ScaledBuffer}, {"rollout_buffer_kwargs": {"scale": 3.0}})],
     "normalize_advantage": [({}, {"normalize_advantage": True}), (TOTAL, {"normalize_advantage": True})],
     "policy_kwargs": [({}, {"policy_kwargs": {"net_arch": [4]}}), ({}, {"policy_kwargs": {"optimizer_class": th.optim.SGD}})],
     "seed": [({}, {"seed": 1})],
@@ -363,7 +330,7 @@ CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "value_batch_size": [({}, {"value_batch_size": 3}), (EPISODES, {"value_batch_size": 3})],
     "critic_first": [({}, {"critic_first": True}), (EPISODES, {"critic_first": True})],
 }  # fmt: skip
-# Tested by what they show instead, below or among the logs.
+# Tested by what they show instead, in tests/common/test_on_policy_algorithms.py.
 SHOWN = {"stats_window_size", "tensorboard_log", "verbose", "device", "_init_setup_model"}
 
 
@@ -371,60 +338,16 @@ def test_every_option_has_its_test() -> None:
     assert set(CHANGES) | SHOWN == set(inspect.signature(VPG.__init__).parameters) - {"self"}
 
 
-def trained(**kwargs: Any) -> th.Tensor:
-    """All parameters after some updates on truncated episodes of different lengths, with the same random numbers."""
-    action = spaces.Box(-1, 1, (2,)) if kwargs.pop("action", None) == "box" else None
-    scripts: Any = [[(3, "truncated"), (5, "truncated")], [(2, "terminated"), (6, "truncated")]]
-    if kwargs.pop("env", None) == "terminating":
-        scripts = [[(length, "terminated") for length, _ in script] for script in scripts]
-    mode: Options = {} if "n_episodes" in kwargs else {"n_steps": 6}
-    model = make(scripted_vec_env(scripts, action_space=action), **{**mode, **kwargs})
-    model.learn(60)
-    return th.cat([p.detach().ravel() for p in model.policy.parameters()])
-
-
 @pytest.mark.parametrize(
     ("base", "change"), [pytest.param(*case, id=f"{name}-{i}") for name in CHANGES for i, case in enumerate(CHANGES[name])]
 )
 def test_no_option_is_ignored(base: Options, change: Options) -> None:
-    before, again, after = trained(**base), trained(**base), trained(**{**base, **change})
-    assert th.equal(before, again)
-    assert before.shape != after.shape or (before - after).abs().max() > 1e-6
-
-
-@pytest.mark.parametrize("verbose", [0, 1])
-def test_verbosity(verbose: int, capsys: pytest.CaptureFixture[str]) -> None:
-    make(n_steps=8, verbose=verbose).learn(32)
-    assert ("total_timesteps" in capsys.readouterr().out) == bool(verbose)
-
-
-def test_device_and_folder_of_logs(monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[Any, ...]] = []
-    original = utils.configure_logger
-
-    def configure(*args: Any) -> Any:
-        given.append(args)
-        return original(0, None)
-
-    monkeypatch.setattr(utils, "configure_logger", configure)
-    model = make(n_steps=8, tensorboard_log="somewhere")
-    model.learn(16)
-    model.learn(16, tb_log_name="mine", reset_num_timesteps=False)
-    assert given == [(0, "somewhere", "VPG", True), (0, "somewhere", "mine", False)]
-    assert model.device == th.device("cpu")
-    assert {p.device for p in model.policy.parameters()} == {th.device("cpu")}
-
-
-def test_building_can_wait() -> None:
-    model = make(n_steps=8, _init_setup_model=False)
-    assert not hasattr(model, "policy")
-    model._setup_model()
-    model.learn(16)
+    assert_matters(base, change)
 
 
 def test_single_environments_are_fine() -> None:
     env: gym.Env[Any, Any] = QuadraticEnv(dim=1)
     assert isinstance(make(env, n_steps=4).learn(8).rollout_buffer, PolicyGradientBuffer)
-    model = make(envs(observation="dict"), "MultiInputPolicy", n_steps=4)
+    model = make(match_envs(2, observation="dict"), "MultiInputPolicy", n_steps=4)
     assert isinstance(model.learn(8).rollout_buffer, PolicyGradientDictBuffer)
     assert model.observation_space == OBSERVATION_SPACES["dict"]

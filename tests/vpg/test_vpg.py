@@ -1,137 +1,41 @@
-"""VPG does what users of Stable-Baselines3 expect of an on-policy algorithm."""
+"""What is special about VPG among the on-policy algorithms; the rest is in ``tests/common/test_on_policy_algorithms.py``."""
 
 import copy
 import inspect
-import io
-import itertools
-from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from envs import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv, QuadraticEnv
-from gymnasium import spaces
-from smoke_envs import Recorder, ScriptedEnv, scripted_vec_env
+from envs import ACTION_SPACES
+from on_policy_models import Options, check_training, logged, make, match_envs, name_of, reloaded
 from stable_baselines3 import A2C
-from stable_baselines3.common.base_class import BaseAlgorithm
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CheckpointCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    StopTrainingOnMaxEpisodes,
-    StopTrainingOnRewardThreshold,
-)
-from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
-from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import VecNormalize
 
 from sb3_pg import VPG
-from sb3_pg.vpg import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
 
-State = dict[str, Any]
-
-MODES: list[dict[str, Any]] = [{"n_steps": 6}, {"n_episodes": 6}]
-CRITICS: dict[str, dict[str, Any]] = {
-    "joint": {"n_value_updates": 0},
-    "joint, two rates": {"n_value_updates": 0, "value_learning_rate": 1e-2},
-    "separate": {"n_value_updates": 2},
-    "first": {"n_value_updates": 2, "critic_first": True},
-    "minibatches": {"n_value_updates": 3, "value_batch_size": 4},
-}
-VARIANTS: list[dict[str, Any]] = [
-    {"n_steps": 6},
-    {"n_steps": 6, "advantage_estimator": "n_step", "return_steps": 2, "n_value_updates": 0},
-    {"n_episodes": 6, "advantage_estimator": "total_return", "baseline": "none"},
-    {"n_episodes": 6, "advantage_estimator": "total_return", "baseline": "mean"},
-    {"n_episodes": 6, "advantage_estimator": "reward_to_go", "baseline": "optimal"},
-    {"n_episodes": 6, "advantage_estimator": "reward_to_go", "discount_gradient": True},
+ROLLOUT: Options = {"n_steps": 6}
+EPISODES: Options = {"n_episodes": 6}
+CRITICS: list[Options] = [
+    {"n_value_updates": 0},
+    {"n_value_updates": 2},
+    {"n_value_updates": 2, "critic_first": True},
+    {"n_value_updates": 3, "value_batch_size": 4},
 ]
 
 
-def policy_for(observation: str) -> str:
-    return {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_image": "MultiInputPolicy"}.get(observation, "MlpPolicy")
-
-
-def match_envs(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
-    return DummyVecEnv([lambda: Monitor(MatchEnv(**kwargs))] * n_envs)
-
-
-def make(env: gym.Env[Any, Any] | VecEnv | None = None, policy: str = "MlpPolicy", **kwargs: Any) -> VPG:
-    mode = {} if "n_episodes" in kwargs else {"n_steps": 6}
-    return VPG(policy, match_envs() if env is None else env, **{"seed": 0, "device": "cpu", **mode, **kwargs})
-
-
-def name_of(options: dict[str, Any]) -> str:
-    return "-".join(f"{key}={value}" for key, value in options.items()) or "defaults"
-
-
-def state_of(model: VPG) -> State:
-    """Copies of all parameters and of the state of all optimizers."""
-    return copy.deepcopy(model.get_parameters())
-
-
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Where two nested structures differ."""
-    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
-        return [found for key in left for found in differences(left[key], right[key], f"{path}/{key}")]
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return [found for i, (one, other) in pairs for found in differences(one, other, f"{path}/{i}")]
-    equal = th.equal(left, right) if isinstance(left, th.Tensor) and isinstance(right, th.Tensor) else left == right
-    return [] if equal else [path]
-
-
-def reloaded(model: BaseAlgorithm, **kwargs: Any) -> VPG:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return VPG.load(file, **kwargs)
-
-
-# ------------------------------------------------------------------------------------------------------- it runs with
-
-
-def check_training(model: VPG, n_steps: int = 40) -> None:
-    """It trains, counts honestly, stays finite, and predicts actions of the space for one and for many observations."""
-    before = state_of(model)["policy"]
-    recorder = Recorder()
-    model.learn(n_steps, callback=recorder)
-    assert model.env is not None
-    assert model.num_timesteps == recorder.n_calls * model.n_envs >= n_steps
-    after = model.get_parameters()["policy"]
-    assert differences(before, after)
-    assert all(value.isfinite().all() for value in after.values())
-    obs = model.env.reset()
-    for deterministic in (True, False):
-        actions, state = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]  # not a tuple here
-        assert state is None
-        assert len(actions) == model.n_envs
-        first = {key: part[0] for key, part in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[0]
-        single, _ = model.predict(first, deterministic=deterministic)
-        for action in (*actions, single):
-            assert model.action_space.contains(np.asarray(action, dtype=model.action_space.dtype))
-        assert not deterministic or np.allclose(single, actions[0], atol=1e-6)
-
-
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_every_observation_space(observation: str, mode: dict[str, Any]) -> None:
-    check_training(make(match_envs(observation=observation, truncate=True), policy_for(observation), **mode))
-
-
 @pytest.mark.parametrize("action", ACTION_SPACES)
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("policy", ["MlpPolicy", "LinearPolicy"])
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_every_action_space(action: str, n_envs: int, policy: str, options: dict[str, Any]) -> None:
-    check_training(make(match_envs(n_envs, action=action), policy, **options))
+@pytest.mark.parametrize(
+    "options",
+    [
+        ROLLOUT,
+        {**EPISODES, "advantage_estimator": "total_return", "baseline": "mean"},
+        {**EPISODES, "advantage_estimator": "reward_to_go", "baseline": "optimal"},
+    ],
+    ids=name_of,
+)
+def test_a_linear_policy_for_every_action_space(action: str, options: Options) -> None:
+    check_training(make(match_envs(action=action), "LinearPolicy", **options))
 
 
 @pytest.mark.parametrize("observation", ["discrete", "multi_discrete", "multi_binary", "image"])
@@ -139,8 +43,8 @@ def test_a_linear_policy_takes_every_array(observation: str) -> None:
     check_training(make(match_envs(observation=observation), "LinearPolicy"))
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-@pytest.mark.parametrize("critic", CRITICS.values(), ids=list(CRITICS))
+@pytest.mark.parametrize("mode", [ROLLOUT, EPISODES], ids=name_of)
+@pytest.mark.parametrize("critic", CRITICS, ids=name_of)
 @pytest.mark.parametrize(
     "estimator",
     [
@@ -150,54 +54,8 @@ def test_a_linear_policy_takes_every_array(observation: str) -> None:
     ],
     ids=name_of,
 )
-def test_every_estimator_with_every_kind_of_critic(
-    mode: dict[str, Any], critic: dict[str, Any], estimator: dict[str, Any]
-) -> None:
+def test_every_estimator_with_every_kind_of_critic(mode: Options, critic: Options, estimator: Options) -> None:
     check_training(make(**mode, **critic, **estimator))
-
-
-class InBounds(gym.Wrapper[Any, Any, Any, Any]):
-    """Insists on actions within the bounds of the action space, of its shape."""
-
-    def step(self, action: Any) -> Any:
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        assert action.shape == space.shape
-        assert np.all(action >= space.low)
-        assert np.all(action <= space.high)
-        return self.env.step(action)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(np.array([-0.3, 5.0]), np.array([0.1, 6.0]), dtype=np.float64),
-        spaces.Box(np.array([2, -4], dtype=np.float32), np.array([3, 0], dtype=np.float32)),
-        spaces.Box(-0.5, 0.25, (2, 3), np.float32),
-        spaces.Box(-0.5, 0.25, (1,), np.float64),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("squash", [False, True])
-def test_continuous_actions_of_any_bounds_and_shape(space: spaces.Box, squash: bool) -> None:
-    env = DummyVecEnv([lambda: Monitor(InBounds(ScriptedEnv(0, [(5, "terminated")], space)))] * 2)
-    options: dict[str, Any] = {"use_sde": True, "policy_kwargs": {"squash_output": True}} if squash else {}
-    check_training(make(env, **options))
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-@pytest.mark.parametrize("frequency", [-1, 2])
-def test_state_dependent_exploration(options: dict[str, Any], frequency: int) -> None:
-    check_training(make(match_envs(action="box"), use_sde=True, sde_sample_freq=frequency, ent_coef=0.01, **options))
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_normalised_environments(mode: dict[str, Any]) -> None:
-    env = VecNormalize(match_envs(truncate=True))
-    model = make(env, **mode)
-    check_training(model)
-    assert vars(env.obs_rms)["count"] > 40
-    assert model.get_vec_normalize_env() is env
 
 
 def test_measuring_gradients_leaves_the_statistics_of_normalised_environments_alone() -> None:
@@ -211,60 +69,6 @@ def test_measuring_gradients_leaves_the_statistics_of_normalised_environments_al
     assert env.training
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_stacked_frames(mode: dict[str, Any]) -> None:
-    """Images as well: the final observation of a cut episode is stacked and transposed like the others."""
-    env = VecFrameStack(match_envs(observation="image", truncate=True), n_stack=3)
-    model = make(env, "CnnPolicy", **mode)
-    check_training(model)
-    assert model.observation_space.shape == (3, 36, 36)
-
-
-@pytest.mark.slow
-def test_environments_in_processes_of_their_own() -> None:
-    env = SubprocVecEnv([lambda: Monitor(MatchEnv(truncate=True)) for _ in range(2)])
-    try:
-        check_training(make(env))
-        check_training(make(env, n_episodes=4))
-    finally:
-        env.close()
-
-
-def test_environment_by_name_and_a_single_one() -> None:
-    check_training(VPG("MlpPolicy", "CartPole-v1", n_steps=16, seed=0), 32)
-    check_training(make(MatchEnv()))
-
-
-@pytest.mark.parametrize("critic", CRITICS.values(), ids=list(CRITICS))
-def test_networks_of_ones_own(critic: dict[str, Any]) -> None:
-    kwargs = {
-        "net_arch": {"pi": [8], "vf": [4, 4]},
-        "activation_fn": th.nn.ReLU,
-        "optimizer_class": th.optim.RMSprop,
-        "optimizer_kwargs": {"alpha": 0.9},
-    }
-    model = make(policy_kwargs=kwargs, **critic)
-    check_training(model)
-    optimizers = [model.policy.optimizer, *([model.value_optimizer] if model.value_optimizer else [])]
-    assert len(optimizers) == (1 if critic == {"n_value_updates": 0} else 2)
-    for optimizer in optimizers:
-        assert isinstance(optimizer, th.optim.RMSprop)
-        assert optimizer.param_groups[0]["alpha"] == 0.9
-    groups = [[id(p) for p in optimizer.param_groups[0]["params"]] for optimizer in optimizers]
-    assert sorted(itertools.chain(*groups)) == sorted(id(p) for p in model.policy.parameters())
-
-
-def test_a_shared_feature_extractor_with_the_joint_loss() -> None:
-    model = make(
-        match_envs(observation="image"), "CnnPolicy", n_value_updates=0, policy_kwargs={"share_features_extractor": True}
-    )
-    check_training(model)
-    assert model.policy.pi_features_extractor is model.policy.vf_features_extractor
-
-
-# ----------------------------------------------------------------------------------------------------- it is like A2C
-
-
 def test_arguments_of_sb3_keep_their_names_and_order() -> None:
     ours, theirs = (inspect.signature(algorithm.__init__).parameters for algorithm in (VPG, A2C))
     rms_prop = {"rms_prop_eps", "use_rms_prop"}  # policy_kwargs says it just as well
@@ -276,116 +80,7 @@ def test_arguments_of_sb3_keep_their_names_and_order() -> None:
     assert all(ours[name].default is None for name in changed - {"learning_rate"})
 
 
-def test_no_argument_has_a_name_that_the_zoo_takes_for_itself() -> None:
-    taken = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
-    assert not taken & set(inspect.signature(VPG.__init__).parameters)
-
-
-def test_every_argument_is_described() -> None:
-    described = [line.split(":")[1].removeprefix("param ") for line in (VPG.__doc__ or "").splitlines() if ":param " in line]
-    assert described == [name for name in inspect.signature(VPG.__init__).parameters if name != "self"]
-
-
-def test_learn_has_the_signature_of_sb3() -> None:
-    ours, theirs = (inspect.signature(algorithm.learn).parameters for algorithm in (VPG, OnPolicyAlgorithm))
-    assert list(ours) == list(theirs)
-    assert {name: parameter.default for name, parameter in ours.items() if name != "tb_log_name"} == {
-        name: parameter.default for name, parameter in theirs.items() if name != "tb_log_name"
-    }
-
-
-# --------------------------------------------------------------------------------------------------------- determinism
-
-
-@pytest.mark.parametrize(
-    "options", [*VARIANTS, {"use_sde": True}, {"value_batch_size": 4}, {"use_sde": True, "sde_sample_freq": 2}], ids=name_of
-)
-def test_a_seed_decides_everything(options: dict[str, Any]) -> None:
-    action = "box" if "use_sde" in options else "multi_discrete"
-    states = [state_of(make(match_envs(action=action), **{**options, "seed": seed}).learn(60)) for seed in (1, 1, 2)]
-    assert differences(states[0], states[1]) == []
-    assert differences(states[0], states[2])
-
-
-# ------------------------------------------------------------------------------------------------------------- predict
-
-
-def test_predict_is_deterministic_when_asked_and_random_otherwise() -> None:
-    model = make(match_envs(action="box"))
-    obs = np.zeros((50, 3), dtype=np.float32)
-    certain, random = (model.predict(obs, deterministic=deterministic)[0] for deterministic in (True, False))
-    assert np.all(certain == certain[0])
-    assert len(np.unique(random, axis=0)) > 25
-    assert np.all(np.abs(random) <= 1)
-
-
-def test_predict_rejects_what_is_not_of_the_space() -> None:
-    with pytest.raises(ValueError, match="observation shape"):
-        make().predict(np.zeros((2, 7)))
-
-
-def test_a_model_can_be_evaluated() -> None:
-    returns, lengths = evaluate_policy(make(), match_envs(), n_eval_episodes=6, return_episode_rewards=True)
-    assert lengths == [4] * 6
-    assert isinstance(returns, list)
-    assert all(0 <= number <= 4 for number in returns)
-
-
-# ------------------------------------------------------------------------------------------------------- save and load
-
-
-@pytest.mark.parametrize("critic", CRITICS.values(), ids=list(CRITICS))
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_all_parameters_and_optimizers_survive(critic: dict[str, Any], use_sde: bool) -> None:
-    model = make(match_envs(action="box"), use_sde=use_sde, learning_rate=lambda progress: 1e-3 * progress, **critic).learn(60)
-    loaded = reloaded(model)
-    state = loaded.get_parameters()
-    assert differences(state_of(model), state) == []
-    assert ("value_optimizer" in state) == (critic != {"n_value_updates": 0})
-    optimizers = [name for name in state if "optimizer" in name]
-    assert all(state[name]["state"] for name in optimizers)  # moments of Adam
-    obs = np.stack([model.observation_space.sample() for _ in range(10)])
-    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert loaded.env is None
-    for optimizer in (loaded.policy.optimizer, loaded.value_optimizer):
-        # They still hold the parameters of the policy, not copies.
-        own = {id(p) for p in loaded.policy.parameters()}
-        assert optimizer is None or {id(p) for p in optimizer.param_groups[0]["params"]} <= own
-
-
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-def test_predictions_survive_for_every_observation(observation: str) -> None:
-    env = match_envs(observation=observation)
-    model = make(env, policy_for(observation)).learn(30)
-    assert model.env is not None
-    obs: Any = model.env.reset()
-    loaded = reloaded(model)
-    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert th.equal(*(m.policy.predict_values(m.policy.obs_to_tensor(obs)[0]) for m in (model, loaded)))
-
-
-def test_a_model_can_be_loaded_by_somebody_who_needs_no_gradients() -> None:
-    model = make().learn(30)
-    with th.no_grad():
-        loaded = reloaded(model)
-    assert differences(state_of(model), state_of(loaded)) == []
-
-
-@pytest.mark.parametrize("options", [*VARIANTS, {"value_batch_size": 4}], ids=name_of)
-def test_training_goes_on_as_if_it_had_never_been_saved(options: dict[str, Any]) -> None:
-    model = make(**options, learning_rate=lambda progress: 1e-2 * progress).learn(60)
-    loaded = reloaded(model, env=match_envs())
-    model.set_env(match_envs())
-    steps = model.num_timesteps
-    for one in (model, loaded):
-        one.set_random_seed(5)
-        one.learn(60, reset_num_timesteps=False)
-    assert steps + 60 <= model.num_timesteps == loaded.num_timesteps
-    assert model._n_updates == loaded._n_updates
-    assert differences(state_of(model), state_of(loaded)) == []
-
-
-def test_training_goes_on_with_another_number_of_environments() -> None:
+def test_whole_episodes_need_a_number_of_environments_that_divides_them() -> None:
     model = make(n_episodes=6).learn(60)
     for n_envs in (1, 2, 6):
         loaded = reloaded(model, env=match_envs(n_envs))
@@ -394,199 +89,6 @@ def test_training_goes_on_with_another_number_of_environments() -> None:
         assert loaded.rollout_buffer.rewards.shape[1] == n_envs
     with pytest.raises(ValueError, match=r"n_episodes=6 .*environments \(4\)"):
         reloaded(model, env=match_envs(4)).learn(60)
-    assert reloaded(make(n_steps=5).learn(15), env=match_envs(5)).learn(50).num_timesteps == 50
-
-
-def test_a_rollout_in_progress_does_not_haunt_a_loaded_model() -> None:
-    model = make(scripted_vec_env([[(50, "terminated")]] * 2), n_steps=7).learn(14)
-    loaded = reloaded(model, env=scripted_vec_env([[(50, "terminated")]] * 3))
-    loaded.learn(21, reset_num_timesteps=False)
-    assert loaded.rollout_buffer.episode_steps[:, 0].tolist() == list(range(7))
-
-
-def test_resetting_the_counter_or_not() -> None:
-    model = make(n_steps=5).learn(30)
-    assert model.learn(30, reset_num_timesteps=False).num_timesteps == 60
-    assert model.learn(30).num_timesteps == 30
-
-
-@pytest.mark.parametrize(
-    ("learning_rate", "value_learning_rate"),
-    [
-        (1e-3, None),
-        (lambda p: 1e-3 * p, lambda p: 1e-2 * p),
-        (1e-3, "lin_1e-2"),
-        (np.float64, np.float64),
-    ],
-)
-def test_schedules_survive(learning_rate: Any, value_learning_rate: Any) -> None:
-    model = make(learning_rate=learning_rate, value_learning_rate=value_learning_rate).learn(36)
-    loaded = reloaded(model, env=match_envs())
-    for progress in (1.0, 0.3):
-        assert loaded.lr_schedule(progress) == model.lr_schedule(progress)
-        assert loaded._value_lr_schedule(progress) == model._value_lr_schedule(progress)
-    loaded.learn(36)
-
-
-def test_parameters_can_be_taken_and_given() -> None:
-    giver, taker = make(seed=1).learn(36), make(seed=2).learn(36)
-    assert differences(state_of(giver), state_of(taker))
-    taker.set_parameters(state_of(giver))
-    assert differences(state_of(giver), state_of(taker)) == []
-    incomplete = {name: value for name, value in state_of(giver).items() if name != "value_optimizer"}
-    with pytest.raises(ValueError, match="value_optimizer"):
-        taker.set_parameters(incomplete)
-    taker.set_parameters(incomplete, exact_match=False)
-
-
-@pytest.mark.parametrize(
-    ("policy_class", "observation"),
-    [(MlpPolicy, "box"), (CnnPolicy, "image"), (MultiInputPolicy, "dict_image"), (LinearPolicy, "box")],
-)
-@pytest.mark.parametrize("shared", [None, True])
-def test_policies_can_be_saved_alone(
-    policy_class: type[BasePolicy], observation: str, shared: bool | None, tmp_path: Path
-) -> None:
-    kwargs = {} if shared is None else {"share_features_extractor": shared}
-    name = "LinearPolicy" if policy_class is LinearPolicy else policy_for(observation)
-    policy = make(match_envs(observation=observation), name, n_value_updates=0, policy_kwargs=kwargs).learn(30).policy
-    policy.save(str(tmp_path / "policy.zip"))
-    loaded = policy_class.load(str(tmp_path / "policy.zip"))
-    assert isinstance(loaded, policy_class)
-    assert differences(policy.state_dict(), loaded.state_dict()) == []
-    obs = policy.observation_space.sample()
-    assert np.array_equal(policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert (loaded.pi_features_extractor is loaded.vf_features_extractor) == bool(shared)
-
-
-# ----------------------------------------------------------------------------------------------------------- callbacks
-
-
-@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # which SB3 ignores as well
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_of_sb3(mode: dict[str, Any], tmp_path: Path) -> None:
-    evaluation = EvalCallback(match_envs(1), eval_freq=5, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
-    checkpoints = CheckpointCallback(save_freq=7, save_path=str(tmp_path), name_prefix="vpg")
-    counts: list[int] = []
-
-    class Count(BaseCallback):
-        def _on_step(self) -> bool:
-            counts.append(self.num_timesteps)
-            return True
-
-    model = make(**mode)
-    model.learn(90, callback=[evaluation, checkpoints, EveryNTimesteps(12, Count())], progress_bar=True)
-    vectorised = model.num_timesteps // 3
-    assert evaluation.evaluations_timesteps == list(range(15, model.num_timesteps + 1, 15))
-    assert {path.name for path in tmp_path.glob("vpg_*_steps.zip")} == {
-        f"vpg_{n * 3}_steps.zip" for n in range(7, vectorised + 1, 7)
-    }
-    assert counts == list(range(12, model.num_timesteps + 1, 12))
-    last = max(tmp_path.glob("vpg_*_steps.zip"), key=lambda path: int(path.stem.split("_")[1]))
-    assert VPG.load(last).num_timesteps == int(last.stem.split("_")[1])
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_that_stop(mode: dict[str, Any]) -> None:
-    model = make(**mode)
-    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=4))  # in each of three environments, of length 4
-    assert model.num_timesteps == 3 * 16
-    threshold = EvalCallback(match_envs(1), StopTrainingOnRewardThreshold(-1.0), eval_freq=5, verbose=0)
-    model.learn(1000, callback=threshold)
-    assert model.num_timesteps == 15
-    model.learn(30, reset_num_timesteps=False)
-    assert model.num_timesteps >= 45
-
-
-# -------------------------------------------------------------------------------------------------------------- logger
-
-
-class Captured(KVWriter):
-    """Keeps what is logged: one dictionary for each dump."""
-
-    def __init__(self) -> None:
-        self.dumps: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        assert key_values.keys() == key_excluded.keys()
-        self.dumps.append({**key_values, "step": step})
-
-    def close(self) -> None:
-        pass
-
-
-def logged(model: VPG, n_steps: int) -> list[dict[str, Any]]:
-    captured = Captured()
-    model.set_logger(Logger(folder=None, output_formats=[captured]))
-    model.learn(n_steps)
-    model.logger.dump(model.num_timesteps)  # what the last update recorded
-    return captured.dumps
-
-
-TRAIN_KEYS = {"learning_rate", "n_updates", "entropy_loss", "policy_loss", "grad_norm", "weight_std", "approx_kl"}
-
-
-@pytest.mark.parametrize("action", ["discrete", "box"])
-@pytest.mark.parametrize(
-    ("options", "further"),
-    [
-        ({"n_value_updates": 0}, {"value_loss", "explained_variance"}),
-        ({}, {"value_loss", "explained_variance", "value_learning_rate"}),
-        ({"n_value_updates": 0, "value_learning_rate": 1e-3}, {"value_loss", "explained_variance", "value_learning_rate"}),
-        ({"n_episodes": 6, "advantage_estimator": "total_return", "baseline": "mean"}, set()),
-    ],
-    ids=str,
-)
-def test_everything_is_logged(action: str, options: dict[str, Any], further: set[str]) -> None:
-    dumps = logged(make(match_envs(action=action), **options), 60)
-    expected = TRAIN_KEYS | further | ({"std"} if action == "box" else set())
-    assert {key.removeprefix("train/") for key in dumps[-1] if key.startswith("train/")} == expected
-    assert {"time/fps", "time/iterations", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} < set(
-        dumps[-2]
-    )
-    assert all(np.isfinite(dumps[-1][f"train/{key}"]) for key in expected)
-
-
-def test_what_is_logged_is_true() -> None:
-    model = make(match_envs(action="box"), n_steps=8, ent_coef=0.1, policy_kwargs={"log_std_init": -0.5})
-    before = copy.deepcopy(model.policy.state_dict())
-    recorder = Recorder(at_end=lambda m: copy.deepcopy(m.rollout_buffer))
-    captured = Captured()
-    model.set_logger(Logger(folder=None, output_formats=[captured]))
-    model.learn(24, callback=recorder)
-    model.logger.dump()
-    after = copy.deepcopy(model.policy.state_dict())
-    buffer, log = recorder.rollouts[0].at_end, captured.dumps[-1]
-
-    def evaluate(state: dict[str, th.Tensor]) -> tuple[th.Tensor, th.Tensor]:
-        model.policy.load_state_dict(state)
-        samples = buffer.samples()
-        _, log_prob, entropy = model.policy.evaluate_actions(samples.observations, samples.actions)
-        assert entropy is not None
-        return log_prob, entropy
-
-    weights = th.as_tensor(buffer.advantages.ravel())
-    log_prob, entropy = evaluate(before)
-    policy_loss = -(log_prob * weights).mean()
-    actor = [p for name, p in model.policy.named_parameters() if "value" not in name]
-    gradients = th.autograd.grad(policy_loss - 0.1 * entropy.mean(), actor)
-    ratio = evaluate(after)[0] - log_prob
-    assert log["train/policy_loss"] == pytest.approx(policy_loss.item(), abs=1e-5)
-    assert log["train/entropy_loss"] == pytest.approx(-entropy.mean().item(), rel=1e-5)
-    assert log["train/entropy_loss"] == pytest.approx(-2 * (0.5 + 0.5 * np.log(2 * np.pi) - 0.5), rel=1e-5)
-    assert log["train/grad_norm"] == pytest.approx(th.cat([g.ravel() for g in gradients]).norm().item(), rel=1e-4)
-    assert log["train/weight_std"] == pytest.approx(buffer.advantages.std(), rel=1e-4)
-    assert log["train/approx_kl"] == pytest.approx((ratio.exp() - 1 - ratio).mean().item(), rel=1e-2, abs=1e-7)
-    assert log["train/approx_kl"] > 0
-    assert log["train/std"] == pytest.approx(after["log_std"].exp().mean().item())
-    explained = 1 - np.var(buffer.returns - buffer.values) / np.var(buffer.returns)
-    assert log["train/explained_variance"] == pytest.approx(explained, abs=1e-4)
-    assert log["train/n_updates"] == 1
-
-
-def test_the_gradient_norm_is_that_before_clipping() -> None:
-    free, clipped = (logged(make(max_grad_norm=maximum), 18)[-1]["train/grad_norm"] for maximum in (None, 1e-6))
-    assert clipped == free > 1e-4
 
 
 def test_the_loss_of_a_fitted_critic_is_the_mean_over_its_steps() -> None:
@@ -597,200 +99,3 @@ def test_the_loss_of_a_fitted_critic_is_the_mean_over_its_steps() -> None:
     assert model._n_updates == 1
     assert losses[0] == pytest.approx(np.mean((buffer.returns - buffer.values) ** 2), rel=1e-4)
     assert losses[1] < losses[0]
-
-
-def test_statistics_of_episodes() -> None:
-    """Two environments, all episodes within the first 12 steps of each: lengths by script, successes every other one."""
-    dumps = logged(make(scripted_vec_env([[(3, "terminated")], [(4, "truncated")]]), n_steps=12), 24)
-    assert dumps[0]["rollout/ep_len_mean"] == pytest.approx((4 * 3 + 3 * 4) / 7)
-    assert dumps[0]["rollout/success_rate"] == pytest.approx((2 + 2) / 7)
-    assert dumps[0]["time/total_timesteps"] == dumps[0]["step"] == 24
-    assert dumps[0]["time/iterations"] == 1
-
-
-def test_the_window_of_statistics() -> None:
-    model = make(n_episodes=9, stats_window_size=2).learn(200)
-    assert model.ep_info_buffer is not None
-    assert len(model.ep_info_buffer) == 2
-
-
-# ------------------------------------------------------------------------------------------------------ learning rates
-
-
-class Rates(BaseCallback):
-    """Writes down the rates with which the optimizers made their last step."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[float, float]] = []
-
-    def _on_step(self) -> bool:
-        return True
-
-    def note(self) -> None:
-        assert isinstance(self.model, VPG)
-        assert self.model.value_optimizer is not None
-        optimizers = (self.model.policy.optimizer, self.model.value_optimizer)
-        self.seen.append((optimizers[0].param_groups[0]["lr"], optimizers[1].param_groups[0]["lr"]))
-
-    def _on_rollout_start(self) -> None:
-        if self.model._n_updates:
-            self.note()
-
-    def _on_training_end(self) -> None:
-        self.note()
-
-
-@pytest.mark.parametrize(
-    "critic", [{"n_value_updates": 0}, {"n_value_updates": 2}, {"n_value_updates": 2, "critic_first": True}]
-)
-@pytest.mark.parametrize(
-    ("learning_rate", "value_learning_rate", "expected"),
-    [
-        (0.4, 0.1, [(0.4, 0.1)] * 4),
-        (0.4, "lin_0.1", [(0.4, 0.075), (0.4, 0.05), (0.4, 0.025), (0.4, 0.0)]),
-        (lambda p: 0.4 * p, 0.1, [(0.3, 0.1), (0.2, 0.1), (0.1, 0.1), (0.0, 0.1)]),
-        (0.4, lambda p: 0.1 * p**2, [(0.4, 0.05625), (0.4, 0.025), (0.4, 0.00625), (0.4, 0.0)]),
-    ],
-)
-def test_actor_and_critic_learn_at_their_own_rates(
-    critic: dict[str, Any], learning_rate: Any, value_learning_rate: Any, expected: list[tuple[float, float]]
-) -> None:
-    rates = Rates()
-    kwargs = {"optimizer_class": th.optim.SGD}
-    model = make(
-        n_steps=6, learning_rate=learning_rate, value_learning_rate=value_learning_rate, policy_kwargs=kwargs, **critic
-    )
-    model.learn(72, callback=rates)
-    assert np.allclose(rates.seen, expected)
-    # Dumped before each update: the first has nothing to tell of one.
-    told = [(dump["train/learning_rate"], dump["train/value_learning_rate"]) for dump in logged(model, 72)[1:]]
-    assert np.allclose(told, expected)
-
-
-def test_a_critic_without_a_rate_of_its_own_takes_the_policys() -> None:
-    rates = Rates()
-    make(n_steps=6, learning_rate=lambda p: 0.4 * p).learn(36, callback=rates)
-    assert np.allclose(rates.seen, [(0.2, 0.2), (0.0, 0.0)])
-
-
-@pytest.mark.parametrize("mode", [{"n_steps": 7}, {"n_episodes": 6}], ids=name_of)
-def test_a_schedule_never_sees_a_progress_below_zero(mode: dict[str, Any]) -> None:
-    """The last rollout may go beyond the steps asked for; a linear rate must not turn negative there."""
-    seen: list[float] = []
-
-    def schedule(progress: float) -> float:
-        seen.append(progress)
-        return 1e-3 * progress
-
-    make(learning_rate=schedule, **mode).learn(50)
-    assert max(seen) == 1
-    assert min(seen) == 0
-
-
-# --------------------------------------------------------------------------------------------------- modes of training
-
-
-# The optimal baseline takes one more pass for each episode.
-SINGLE_PASS = [options for options in VARIANTS if options.get("baseline") != "optimal"]
-
-
-class Extractor(BaseFeaturesExtractor):
-    """
-    Batch normalisation and dropout.
-
-    :param observation_space: vector
-    """
-
-    def __init__(self, observation_space: spaces.Box) -> None:
-        super().__init__(observation_space, features_dim=16)
-        self.norm = th.nn.BatchNorm1d(observation_space.shape[0])
-        self.layers = th.nn.Sequential(th.nn.Linear(observation_space.shape[0], 16), th.nn.Dropout(0.5))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        features: th.Tensor = self.layers(self.norm(observations))
-        return features
-
-
-@pytest.mark.parametrize("options", [*SINGLE_PASS, *CRITICS.values()], ids=name_of)
-def test_batch_normalisation_learns_from_updates_alone(options: dict[str, Any]) -> None:
-    """Once for each step of an optimizer: the policy's statistics with the policy's steps, the critic's with the critic's."""
-    model = make(policy_kwargs={"features_extractor_class": Extractor}, **options)
-    counts: list[tuple[int, int]] = []
-
-    def count(model: VPG) -> None:
-        parts = (model.policy.pi_features_extractor, model.policy.vf_features_extractor)
-        counts.append(tuple(int(part.state_dict()["norm.num_batches_tracked"]) for part in parts))  # type: ignore[arg-type]  # two
-
-    recorder = Recorder(at_start=count, at_end=count)
-    model.learn(1, callback=recorder)
-    model.learn(1, callback=recorder, reset_num_timesteps=False)
-    critic = 0 if not model.uses_critic else max(1, model.resolved_n_value_updates)
-    assert counts == [(0, 0), (0, 0), (1, critic), (1, critic)]
-
-
-def test_dropout_is_off_when_predicting() -> None:
-    model = make(match_envs(action="box"), policy_kwargs={"features_extractor_class": Extractor}).learn(40)
-    model.policy.set_training_mode(True)
-    obs = model.observation_space.sample()
-    actions = [model.predict(obs, deterministic=True)[0] for _ in range(5)]
-    assert all(np.array_equal(action, actions[0]) for action in actions)
-
-
-# --------------------------------------------------------------------------------------------------- what goes wrong
-
-
-class Spoilt(QuadraticEnv):
-    """
-    A reward that is no number after some steps.
-
-    :param reward: what is paid then
-    :param after: number of steps before
-    """
-
-    def __init__(self, reward: float, after: int) -> None:
-        super().__init__()
-        self.reward, self.left = reward, after
-
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
-        obs, reward, terminated, truncated, info = super().step(action)
-        self.left -= 1
-        return obs, self.reward if self.left < 0 else reward, terminated, truncated, info
-
-
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says inf - inf
-@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e39])
-@pytest.mark.parametrize(
-    "options",
-    [
-        {"n_steps": 8},
-        {"n_steps": 8, "n_value_updates": 0},
-        {"n_steps": 8, "critic_first": True},
-        {"n_steps": 8, "normalize_advantage": True},
-        {"n_steps": 8, "max_grad_norm": 0.5},
-        *({"n_episodes": 8, "advantage_estimator": "total_return", "baseline": name} for name in ("none", "mean", "optimal")),
-    ],
-    ids=name_of,
-)
-def test_numbers_that_are_not_finite_stop_the_training_before_they_do_harm(options: dict[str, Any], reward: float) -> None:
-    """A ValueError, since that is what a tuning study survives."""
-    model = make(Monitor(Spoilt(reward, after=12)), **options)
-    recorder = Recorder(at_end=lambda m: copy.deepcopy(m.policy.state_dict()))
-    with pytest.raises(ValueError, match=r"(policy gradient|value loss) is not finite .*rewards"):
-        model.learn(100, callback=recorder)
-    assert len(recorder.rollouts) == 2
-    assert differences(recorder.rollouts[-1].at_end, dict(model.policy.state_dict())) == []
-
-
-class SpoiltObservations(MatchEnv):
-    """Observations become NaN, as those of a simulator that has lost its way."""
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        obs, *rest = super().step(action)
-        return (obs * np.nan, *rest)
-
-
-@pytest.mark.parametrize("action", ACTION_SPACES)
-def test_observations_that_are_not_finite_stop_the_training_too(action: str) -> None:
-    with pytest.raises(ValueError, match="nan"):
-        make(SpoiltObservations(action=action)).learn(50)
