@@ -8,15 +8,17 @@ The start-up hook and ``python -m sb3_pg.zoo --help`` rely on that.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sb3_pg.svg0.svg0 import SVG0
     from sb3_pg.vpg.vpg import VPG
     from sb3_pg.zoo import register
 
     __version__: str
 
-__all__ = ["VPG", "__version__", "register"]
+__all__ = ["SVG0", "VPG", "__version__", "register"]
 
 # Public name -> the module that defines it.
 _MODULES = {
+    "SVG0": "sb3_pg.svg0.svg0",
     "VPG": "sb3_pg.vpg.vpg",
     "register": "sb3_pg.zoo",
 }
