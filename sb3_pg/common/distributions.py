@@ -69,7 +69,7 @@ class GaussianActions:
     :param squash: whether the action is tanh(u)
     """
 
-    gaussian: D.Independent | D.MultivariateNormal
+    gaussian: D.Independent[D.Normal] | D.MultivariateNormal
 
     def __init__(self, mean: th.Tensor, std: th.Tensor, off_diagonal: th.Tensor | None = None, squash: bool = False) -> None:
         self.squash = squash

@@ -123,9 +123,7 @@ class _Sequences(ReplayBuffer):
         :return: the segments
         """
         size = self.size()
-        anchors = np.random.randint(0, size, size=n_segments)
-        envs = np.random.randint(0, self.n_envs, size=n_segments)
-        offsets = np.random.randint(0, length, size=n_segments) if length > 1 else np.zeros(n_segments, dtype=np.intp)
+        anchors, envs, offsets = (_random_integers(high, n_segments) for high in (size, self.n_envs, length))
         # Steps count from the oldest one.
         steps = anchors - offsets + np.arange(length)[:, None]  # [T, B]
         stored = (steps >= 0) & (steps < size)
@@ -180,6 +178,13 @@ class _Sequences(ReplayBuffer):
 
     def _tensor(self, array: Any) -> th.Tensor:
         return self.to_torch(array, copy=False)
+
+
+def _random_integers(high: int, size: int) -> Indices:
+    """Uniform in [0, high); no numbers are drawn where there is no choice."""
+    if high == 1:
+        return np.zeros(size, dtype=np.intp)
+    return np.random.randint(0, high, size=size)  # noqa: NPY002 # the generator that SB3 seeds
 
 
 class SequenceReplayBuffer(_Sequences):

@@ -94,7 +94,7 @@ def check_options(svg0: "SVG0") -> None:
         _check_on_policy(svg0)
     elif _frequency(svg0.train_freq)[1] == "episode" and svg0.n_envs > 1:
         raise ValueError(
-            f"train_freq={tuple(svg0.train_freq)!r} counts the episodes of one environment, and there are {svg0.n_envs}: use steps"  # type: ignore[arg-type]  # a pair here
+            f"train_freq={svg0.train_freq!r} counts the episodes of one environment, and there are {svg0.n_envs}: use steps"
         )
 
 
@@ -152,8 +152,8 @@ def _check_unsupported(svg0: "SVG0") -> None:
     given = svg0.replay_buffer_class
     if given is not None and not issubclass(given, expected):
         raise ValueError(
-            f"replay_buffer_class={given.__name__} cannot store what SVG0 needs (behaviour log-probabilities, segments): use a "
-            f"subclass of sb3_pg.svg0.buffers.{expected.__name__}, or None"
+            f"replay_buffer_class={given.__name__} cannot store what SVG0 needs (behaviour log-probabilities, segments): use "
+            f"a subclass of sb3_pg.svg0.buffers.{expected.__name__}, or None"
         )
 
 

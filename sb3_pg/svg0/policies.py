@@ -65,6 +65,8 @@ class GaussianActor(BasePolicy):
     """
 
     action_space: spaces.Box
+    _low: th.Tensor
+    _high: th.Tensor
 
     def __init__(
         self,

@@ -93,8 +93,8 @@ class SVG0(OffPolicyAlgorithm):
     :param state_dependent_covariance: whether the covariance depends on the state
     :param squash_output: tanh; otherwise a plain Gaussian, clipped at the bounds by the environment alone
     :param td_lambda: lambda of the critic's targets; 0: one-step TD
-    :param segment_length: number of steps of the segments along which they are computed, 8 if not given (1 if ``td_lambda=0``);
-        only with replay
+    :param segment_length: number of steps of the segments along which they are computed, 8 if not given (1 if
+        ``td_lambda=0``); only with replay
     :param off_policy_correction: ``"retrace"`` or ``"none"``; by default Retrace where there are traces to correct: with
         replay, ``td_lambda > 0`` and no ``action_noise``
     :param on_policy: collect ``train_freq`` steps, update policy and critic with all of them, forget them
@@ -113,7 +113,7 @@ class SVG0(OffPolicyAlgorithm):
     actor: GaussianActor
     critic: QNetworks
     critic_target: QNetworks
-    replay_buffer: SequenceReplayBuffer | SequenceDictReplayBuffer | None  # type: ignore[assignment]  # SB3 allows any
+    replay_buffer: SequenceReplayBuffer | SequenceDictReplayBuffer | None
     # None: the coefficient is fixed.
     log_ent_coef: th.Tensor | None
     ent_coef_optimizer: th.optim.Optimizer | None
@@ -226,9 +226,9 @@ class SVG0(OffPolicyAlgorithm):
         # Gradients are asked for by name: the actor step must not reach the critic's weights.
         self._actor_parameters = [p for p in self.actor.parameters() if p.requires_grad]
         self._critic_parameters = [p for p in self.critic.parameters() if p.requires_grad]
-        self._averaged = (list(self.critic_target.parameters()), list(self.critic.parameters()))
-        copied = (get_parameters_by_name(network, ["running_"]) for network in (self.critic_target, self.critic))
-        self._copied = tuple(map(list, copied))
+        networks = (self.critic_target, self.critic)
+        self._averaged: list[list[th.Tensor]] = [list(network.parameters()) for network in networks]
+        self._copied: list[list[th.Tensor]] = [list(get_parameters_by_name(network, ["running_"])) for network in networks]
 
     def _setup_entropy(self) -> None:
         initial = initial_ent_coef(self.ent_coef)
@@ -305,7 +305,8 @@ class SVG0(OffPolicyAlgorithm):
     def _uniform_samples(self, n_envs: int) -> tuple[FloatArray, FloatArray]:
         """Actions that are uniform within the bounds, as samples ``[N, A]``, and the log-density of these ``[N]``."""
         assert self.action_space.shape is not None
-        scaled = np.random.uniform(-1, 1, size=(n_envs, int(np.prod(self.action_space.shape)))).astype(np.float32)
+        shape = (n_envs, int(np.prod(self.action_space.shape)))
+        scaled = np.random.uniform(-1, 1, size=shape).astype(np.float32)  # noqa: NPY002 # the generator that SB3 seeds
         log_probs = np.full(n_envs, -scaled.shape[1] * np.log(2), dtype=np.float32)
         if not self.squash_output:
             return scaled, log_probs
@@ -378,9 +379,7 @@ class SVG0(OffPolicyAlgorithm):
         self._update_critic(batch, self._targets(batch, draws.policy, ent_coef, record), record)
         if not self.on_policy:
             self._update_actor(batch, draws, ent_coef, record)
-        th._foreach_lerp_(*self._averaged, self.tau)
-        if self._copied[0]:
-            th._foreach_copy_(*self._copied)
+        self._update_targets()
         return record
 
     def _draw(self, observations: th.Tensor | TensorDict) -> _Draws:
@@ -388,9 +387,7 @@ class SVG0(OffPolicyAlgorithm):
         samples = policy.rsample(self.n_action_samples)
         return _Draws(policy, samples, policy.log_prob(samples) if self.uses_entropy else None)
 
-    def _update_ent_coef(
-        self, log_prob: th.Tensor | None, weights: th.Tensor, record: dict[str, th.Tensor]
-    ) -> th.Tensor:
+    def _update_ent_coef(self, log_prob: th.Tensor | None, weights: th.Tensor, record: dict[str, th.Tensor]) -> th.Tensor:
         """
         :return: the coefficient as it was before the step
         """
@@ -443,9 +440,7 @@ class SVG0(OffPolicyAlgorithm):
         _descend(self.critic.optimizer, loss, self._critic_parameters)
         record["critic_loss"] = loss.detach()
 
-    def _update_actor(
-        self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor, record: dict[str, th.Tensor]
-    ) -> None:
+    def _update_actor(self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor, record: dict[str, th.Tensor]) -> None:
         if self.gradient_estimator == "pathwise":
             q_values = self._lowest(self.critic, batch.observations, draws.policy.actions(draws.samples))
             loss = losses.pathwise_loss(q_values, batch.weights)
@@ -459,6 +454,14 @@ class SVG0(OffPolicyAlgorithm):
             loss = loss + (ent_coef * draws.log_prob.mean(dim=0) * batch.weights).sum()
         _descend(self.actor.optimizer, loss, self._actor_parameters)
         record["actor_loss"] = loss.detach()
+
+    @th.no_grad()
+    def _update_targets(self) -> None:
+        targets, sources = self._averaged
+        th._foreach_lerp_(targets, sources, self.tau)
+        if self._copied[0]:
+            # Statistics of batch normalisation.
+            th._foreach_copy_(self._copied[0], self._copied[1])
 
     @staticmethod
     def _lowest(critic: QNetworks, observations: th.Tensor | TensorDict, actions: th.Tensor) -> th.Tensor:
@@ -527,8 +530,8 @@ def _importance_ratios(log_prob: FloatArray, behaviour_log_prob: FloatArray) -> 
     """
     if np.isnan(behaviour_log_prob).any():
         raise ValueError(
-            "the behaviour log-probabilities of the replay buffer are unknown (it was filled with action_noise, or by hand): use "
-            "off_policy_correction='none'"
+            "the behaviour log-probabilities of the replay buffer are unknown (it was filled with action_noise, or by hand): "
+            "use off_policy_correction='none'"
         )
     ratios: FloatArray = np.exp(np.minimum(log_prob - behaviour_log_prob, 0))
     return ratios
