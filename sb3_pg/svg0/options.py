@@ -63,15 +63,14 @@ def initial_ent_coef(ent_coef: str | float) -> float | None:
     :return: where an automatic coefficient starts; ``None`` for a fixed one
     :raises ValueError: neither a number, which must not be negative, nor ``"auto"`` nor ``"auto_<positive number>"``
     """
-    word, separator, number = ent_coef.partition("_") if isinstance(ent_coef, str) else ("", "", ent_coef)
+    automatic = isinstance(ent_coef, str) and ent_coef.startswith("auto")
+    number = "1" if ent_coef == "auto" else str(ent_coef).removeprefix("auto_")
     try:
-        value = 1.0 if word == "auto" and not separator else math.nan if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError):
+        value = math.nan if isinstance(ent_coef, bool) else float(number)
+    except ValueError:
         value = math.nan
-    if word == "auto" and 0 < value < math.inf:
-        return value
-    if word == "" and 0 <= value < math.inf:
-        return None
+    if 0 <= value < math.inf and not (automatic and value == 0):
+        return value if automatic else None
     raise ValueError(f'ent_coef={ent_coef!r} must be a number of at least 0, "auto", or "auto_<number>" such as "auto_0.1"')
 
 

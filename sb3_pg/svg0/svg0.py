@@ -82,9 +82,9 @@ class SVG0(OffPolicyAlgorithm):
     :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
     :param tensorboard_log: folder of the tensorboard logs
     :param verbose: 0 no output, 1 info messages, 2 debug messages
+    :param device: device of the networks
     :param seed: seed of all random generators
     :param use_sde: must be False: segments are made of independent draws
-    :param device: device of the networks
     :param _init_setup_model: whether to build the networks at once
     :param gradient_estimator: ``"pathwise"``, or ``"likelihood_ratio"`` (the score function), which estimates the same without
         the derivative of Q, with more variance
@@ -245,7 +245,7 @@ class SVG0(OffPolicyAlgorithm):
     @property
     def uses_entropy(self) -> bool:
         """Whether there is an entropy bonus."""
-        return self.ent_coef != 0
+        return self.log_ent_coef is not None or float(self.ent_coef) != 0
 
     @property
     def resolved_segment_length(self) -> int:
