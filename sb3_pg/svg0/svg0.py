@@ -298,9 +298,10 @@ class SVG0(OffPolicyAlgorithm):
             samples = _inverse_tanh(scaled) if self.squash_output else scaled
             log_probs = np.full_like(log_probs, np.nan)
         self._log_probs = log_probs
-        assert self.action_space.shape is not None
-        actions = self.policy.unscale_action(np.clip(scaled, -1, 1).reshape(-1, *self.action_space.shape))
-        return actions, samples
+        assert isinstance(self.action_space, spaces.Box)
+        actions = self.policy.unscale_action(scaled.reshape(-1, *self.action_space.shape))
+        # Afterwards, since scaling rounds: the environment gets nothing beyond its bounds.
+        return np.clip(actions, self.action_space.low, self.action_space.high), samples
 
     def _uniform_samples(self, n_envs: int) -> tuple[FloatArray, FloatArray]:
         """Actions that are uniform within the bounds, as samples ``[N, A]``, and the log-density of these ``[N]``."""
