@@ -378,9 +378,8 @@ def test_after_a_callback_has_stopped_the_next_step_belongs_to_the_last_observat
     model.learn(20, reset_num_timesteps=False)
     assert model.replay_buffer is not None
     size = model.replay_buffer.size()
-    obs, following = (
-        array[:size, :, 2] for array in (model.replay_buffer.observations, model.replay_buffer.next_observations)
-    )
+    arrays = (model.replay_buffer.observations, model.replay_buffer.next_observations)
+    obs, following = (np.asarray(array)[:size, :, 2] for array in arrays)
     assert np.allclose(following - obs, 0.1, atol=1e-6)
     assert np.flatnonzero(model.replay_buffer.dones[:size, 0]).tolist() == [5]
 

@@ -193,7 +193,7 @@ def test_lambda_one_is_monte_carlo() -> None:
     targets, used = targets_of(model, batch), batch.weights.numpy().reshape(5, -1) > 0
     checked = 0
     for t, i in np.argwhere(used):
-        last = t
+        last = int(t)
         while not (batch.terminated[last, i] or batch.truncated[last, i]):
             last += 1
         if batch.terminated[last, i]:
@@ -225,7 +225,7 @@ def density(model: SVG0, batch: SequenceSamples) -> np.ndarray:
 def test_retrace_equals_the_slow_reference(squash: bool, n_critics: int) -> None:
     model = collected(td_lambda=0.9, gamma=0.9, squash_output=squash, n_critics=n_critics)
     with th.no_grad():
-        model.actor.mu.bias += 0.3  # another policy than the one that acted
+        model.actor.mu.bias.add_(0.3)  # another policy than the one that acted
     batch = batch_of(model, 60, 6)
     values, _ = next_values_of(model, batch)
     actions = th.tanh(batch.samples) if squash else batch.samples
