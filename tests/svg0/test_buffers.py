@@ -284,3 +284,11 @@ def test_sb3s_own_sampling_still_works() -> None:
     filled(buffer, 9)
     batch = buffer.sample(7)
     assert np.array_equal(batch.rewards, -numbers(batch.observations, (7, 1)))
+
+
+def test_a_step_takes_the_memory_that_the_documentation_says() -> None:
+    """Two observations, four bytes for each action dimension, and 16 bytes."""
+    space = spaces.Box(-1, 1, (17,), np.float64)
+    buffer = SequenceReplayBuffer(1000, space, spaces.Box(-1, 1, (6,)), "cpu")
+    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
+    assert sum(array.nbytes for array in arrays) == 1000 * (2 * 17 * 8 + 6 * 4 + 16)
