@@ -25,7 +25,7 @@ SEEDS = range(int(os.environ.get("SEEDS", "1")))
 Options = dict[str, Any]
 
 REPLAY: Options = {"learning_starts": 32, "batch_size": 64, "buffer_size": 4000}
-ON_POLICY: Options = {"on_policy": True, "train_freq": 8}
+ON_POLICY: Options = {"on_policy": True, "train_freq": 8, "gradient_steps": 16}
 
 
 class Target(QuadraticEnv):
@@ -38,7 +38,7 @@ class Target(QuadraticEnv):
 
 def make(env: Any, seed: int, **kwargs: Any) -> SVG0:
     network = {"net_arch": [32, 32], **kwargs.pop("policy_kwargs", {})}
-    return SVG0("MlpPolicy", env, seed=seed, device="cpu", policy_kwargs=network, tau=0.05, **kwargs)
+    return SVG0("MlpPolicy", env, seed=seed, device="cpu", policy_kwargs=network, tau=0.3, **kwargs)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -49,14 +49,15 @@ def make(env: Any, seed: int, **kwargs: Any) -> SVG0:
         {**REPLAY, "squash_output": False},
         {**REPLAY, "gradient_estimator": "likelihood_ratio", "n_action_samples": 8},
         {**REPLAY, "n_critics": 2, "ent_coef": 0.01, "td_lambda": 0.0},
-        ON_POLICY,
+        # tanh would saturate within a rollout or two, before the critic has seen much.
+        {**ON_POLICY, "squash_output": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items() if key not in REPLAY),
 )
 def test_actions_hit_their_target(options: Options, seed: int) -> None:
     """The initial policy, near 0 everywhere, is off by 0.5."""
     env = DummyVecEnv([lambda: Monitor(Target())] * 8)
-    model = make(env, seed, learning_rate=3e-3, **options).learn(8 * 400)
+    model = make(env, seed, learning_rate=3e-3, **options).learn(8 * 300)
     for observation in (-1.0, 1.0):
         action, _ = model.predict(np.array([observation], dtype=np.float32), deterministic=True)
         assert action == pytest.approx(0.5 * observation, abs=0.2)
@@ -76,7 +77,7 @@ class Endless(gym.Env[np.ndarray, np.ndarray]):
         self._t = 0
         return np.zeros(1, dtype=np.float32), {}
 
-    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, _: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
         self._t += 1
         return np.zeros(1, dtype=np.float32), 1.0, False, self._t == 6, {}
 
@@ -93,16 +94,16 @@ class Endless(gym.Env[np.ndarray, np.ndarray]):
     ids=str,
 )
 def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, seed: int) -> None:
-    """Worth 1 / (1 - gamma) = 5. If the cut were an end, it would be the mean of 1 to 1 + ... + 0.8^5 = 3.7, which is 2.5."""
+    """Worth 1 / (1 - gamma) = 5. If the cut were an end, it would be 2.5 to 3, as lambda has it."""
     values = []
     for handled in (True, False):
         env = DummyVecEnv([lambda: Monitor(Endless())] * 8)
         buffer = {"handle_timeout_termination": handled}
-        model = make(env, seed, learning_rate=1e-2, gamma=0.8, replay_buffer_kwargs=buffer, **options).learn(8 * 300)
+        model = make(env, seed, learning_rate=1e-2, gamma=0.8, replay_buffer_kwargs=buffer, **options).learn(8 * 200)
         with th.no_grad():
             values.append(model.critic.values(th.zeros(1, 1), th.zeros(1, 1, 1)).item())
-    assert values[0] == pytest.approx(5, abs=0.5)
-    assert values[1] < 4
+    assert values[0] == pytest.approx(5, abs=1)
+    assert values[1] < 3.7
 
 
 @pytest.mark.slow
