@@ -9,16 +9,18 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from sb3_pg.nstep_a2c.nstep_a2c import NStepA2C
+    from sb3_pg.svg0.svg0 import SVG0
     from sb3_pg.vpg.vpg import VPG
     from sb3_pg.zoo import register
 
     __version__: str
 
-__all__ = ["VPG", "NStepA2C", "__version__", "register"]
+__all__ = ["NStepA2C", "SVG0", "VPG", "__version__", "register"]
 
 # Public name -> the module that defines it.
 _MODULES = {
     "NStepA2C": "sb3_pg.nstep_a2c.nstep_a2c",
+    "SVG0": "sb3_pg.svg0.svg0",
     "VPG": "sb3_pg.vpg.vpg",
     "register": "sb3_pg.zoo",
 }

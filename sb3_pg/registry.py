@@ -104,6 +104,7 @@ ALGOS: Mapping[str, Algorithm] = MappingProxyType(
         for row in [
             _row("vpg", "VPG"),
             _row("nstep_a2c", "NStepA2C"),
+            _row("svg0", "SVG0"),
         ]
     }
 )

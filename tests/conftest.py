@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 ALGORITHMS: dict[str, dict[str, Any]] = {
     "vpg": {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 32},
     "nstep_a2c": {"policy": "MlpPolicy", "env": "CartPole-v1"},
+    "svg0": {"policy": "MlpPolicy", "env": "Pendulum-v1", "learning_starts": 50, "buffer_size": 1000, "batch_size": 16},
 }
 
 # The same examples in every run, and none is too slow.

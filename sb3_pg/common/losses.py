@@ -55,3 +55,54 @@ def approximate_kl(old_log_prob: npt.NDArray[np.floating[Any]], log_prob: npt.ND
     """
     log_ratio = log_prob - old_log_prob
     return float((np.exp(log_ratio) - 1 - log_ratio).mean())
+
+
+def pathwise_loss(q_values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """
+    ``-sum_s w_s mean_z Q(s, a(s, z))``, whose gradient through the actions is the value gradient of a reparametrised policy
+    (Heess et al. 2015, eq. 9 with the critic in place of the return; Silver et al. 2014 where the policy has no noise).
+
+    :param q_values: ``[K, S]``, values of K actions in each state, with gradient through the actions
+    :param weights: ``[S]``, weight of each state; ``1 / S`` makes it a mean
+    :return: scalar
+    """
+    return -(q_values.mean(dim=0) * weights).sum()
+
+
+def likelihood_ratio_loss(log_prob: th.Tensor, q_values: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """
+    ``-sum_s w_s mean_a log pi(a | s) Q(s, a)``, whose gradient estimates the same as that of :func:`pathwise_loss` without
+    the derivative of Q (the score function; Degris et al. 2012).
+
+    :param log_prob: ``[K, S]``, of K actions in each state, drawn from the policy and constant; with gradient
+    :param q_values: ``[K, S]``, constants
+    :param weights: ``[S]``, weight of each state
+    :return: scalar
+    """
+    return -((log_prob * q_values.detach()).mean(dim=0) * weights).sum()
+
+
+def critic_loss(q_values: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> th.Tensor:
+    """
+    ``1/2 sum_i sum_s w_s (Q_i(s, a) - target_s)^2``.
+
+    :param q_values: ``[C, S]``, of each critic, with gradient
+    :param targets: ``[S]``, constants
+    :param weights: ``[S]``, weight of each step; ``1 / S`` makes it a mean
+    :return: scalar
+    """
+    return 0.5 * ((q_values - targets).square() * weights).sum()
+
+
+def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entropy: float, weights: th.Tensor) -> th.Tensor:
+    """
+    ``-log(alpha) (sum_s w_s mean_a log pi(a | s) + target)``: raises the weight of the entropy bonus while the entropy is
+    below its target (Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", eq. 18).
+
+    :param log_ent_coef: logarithm of alpha, ``[1]``, with gradient
+    :param log_prob: ``[K, S]``, of actions drawn from the policy
+    :param target_entropy: in nats
+    :param weights: ``[S]``, weight of each state, summing to 1
+    :return: scalar
+    """
+    return -(log_ent_coef * ((log_prob.detach().mean(dim=0) + target_entropy) * weights).sum()).sum()

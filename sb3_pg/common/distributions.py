@@ -1,0 +1,124 @@
+"""
+Gaussian action distributions on ``torch.distributions``: isotropic, diagonal or full covariance, squashed or not. Pure torch.
+
+A *sample* u is what the Gaussian draws, an unbounded vector; an *action* is u itself, or tanh(u) if the distribution is
+squashed. Everything here takes samples, never actions: tanh cannot be inverted near its bounds, in float32 not at all beyond
+|u| = 9.
+"""
+
+import math
+
+import torch as th
+from torch import distributions as D  # noqa: N812 # customary
+from torch.nn import functional as F
+
+COVARIANCES = ("isotropic", "diagonal", "full")
+
+LOG_2 = math.log(2)
+
+
+def n_standard_deviations(covariance: str, dim: int) -> int:
+    """
+    :param covariance: one of ``COVARIANCES``
+    :param dim: number of dimensions A
+    :return: how many standard deviations (entries on the diagonal of the Cholesky factor) have to be given
+    """
+    return 1 if covariance == "isotropic" else dim
+
+
+def n_off_diagonal(covariance: str, dim: int) -> int:
+    """
+    :param covariance: one of ``COVARIANCES``
+    :param dim: number of dimensions A
+    :return: number of entries of the Cholesky factor below its diagonal
+    """
+    return dim * (dim - 1) // 2 if covariance == "full" else 0
+
+
+def cholesky_factor(diagonal: th.Tensor, off_diagonal: th.Tensor) -> th.Tensor:
+    """
+    :param diagonal: ``[..., A]``, positive
+    :param off_diagonal: ``[..., A (A - 1) / 2]``, row by row
+    :return: ``[..., A, A]``, lower triangular
+    """
+    dim = diagonal.shape[-1]
+    rows, columns = th.tril_indices(dim, dim, offset=-1, device=diagonal.device)
+    factor = th.diag_embed(diagonal)
+    factor[..., rows, columns] = off_diagonal
+    return factor
+
+
+def log_tanh_derivative(sample: th.Tensor) -> th.Tensor:
+    """
+    ``log(d tanh(u) / du) = log(1 - tanh(u)^2) = 2 (log 2 - u - softplus(-2u))``, which is exact for every u, where
+    ``1 - tanh(u)^2`` itself is rounded to zero from |u| = 9 on.
+
+    :param sample: u
+    :return: the same shape
+    """
+    return 2 * (LOG_2 - sample - F.softplus(-2 * sample))
+
+
+class GaussianActions:
+    """
+    Distribution of actions, ``u = mean + L z`` with ``z ~ N(0, I)``, the action being u or tanh(u).
+
+    :param mean: ``[S, A]``
+    :param std: ``[S, A]``, or ``[S, 1]`` for the same in all directions; positive. With ``off_diagonal`` the diagonal of L
+    :param off_diagonal: ``[S, A (A - 1) / 2]``, entries of L below its diagonal; ``None``: there are none
+    :param squash: whether the action is tanh(u)
+    """
+
+    gaussian: D.Independent[D.Normal] | D.MultivariateNormal
+
+    def __init__(self, mean: th.Tensor, std: th.Tensor, off_diagonal: th.Tensor | None = None, squash: bool = False) -> None:
+        self.squash = squash
+        # Without torch's own checks, which cost as much as the rest: the algorithm looks at its losses.
+        if off_diagonal is None:
+            self.gaussian = D.Independent(D.Normal(mean, std.expand_as(mean), validate_args=False), 1, validate_args=False)
+        else:
+            factor = cholesky_factor(std.expand_as(mean), off_diagonal)
+            self.gaussian = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
+
+    @property
+    def mean(self) -> th.Tensor:
+        """Mean of the samples, ``[S, A]``."""
+        return self.gaussian.mean
+
+    @property
+    def stddev(self) -> th.Tensor:
+        """Standard deviation of each coordinate of the samples, ``[S, A]``."""
+        return self.gaussian.stddev
+
+    def rsample(self, n_samples: int) -> th.Tensor:
+        """
+        :param n_samples: number of draws K
+        :return: samples ``[K, S, A]``, functions of the parameters (reparametrised)
+        """
+        return self.gaussian.rsample(th.Size((n_samples,)))
+
+    def actions(self, samples: th.Tensor) -> th.Tensor:
+        """
+        :param samples: ``[..., A]``
+        :return: the actions that they stand for, ``[..., A]``
+        """
+        return th.tanh(samples) if self.squash else samples
+
+    def sample_log_prob(self, samples: th.Tensor) -> th.Tensor:
+        """
+        Log-density of the samples. It is what importance ratios need: the Jacobian of tanh would cancel.
+
+        :param samples: ``[..., S, A]``
+        :return: ``[..., S]``
+        """
+        return self.gaussian.log_prob(samples)  # type: ignore[no-any-return,no-untyped-call]  # torch
+
+    def log_prob(self, samples: th.Tensor) -> th.Tensor:
+        """
+        Log-density of the actions that the samples stand for.
+
+        :param samples: ``[..., S, A]``
+        :return: ``[..., S]``
+        """
+        log_prob = self.sample_log_prob(samples)
+        return log_prob - log_tanh_derivative(samples).sum(dim=-1) if self.squash else log_prob

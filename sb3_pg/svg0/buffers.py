@@ -1,0 +1,212 @@
+"""Replay of sequences: SB3's replay buffers, with behaviour log-probabilities, read in segments of episodes."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
+from stable_baselines3.common.type_aliases import TensorDict
+from stable_baselines3.common.vec_env import VecNormalize
+
+from sb3_pg.common.returns import BoolArray, FloatArray
+
+Array = npt.NDArray[Any]
+Indices = npt.NDArray[np.intp]
+
+
+class SequenceSamples(NamedTuple):
+    """
+    B segments of T steps. Tensors are flattened in time-major order, ``[T * B, ...]``; arrays are ``[T, B]``, as
+    :mod:`sb3_pg.common.returns` reads them.
+
+    :param observations: ``[T * B, ...]``
+    :param samples: what the Gaussian drew, before tanh or clipping, ``[T * B, A]``
+    :param next_observations: ``[T * B, ...]``; the final observation where an episode ended
+    :param rewards: ``[T, B]``
+    :param terminated: ``[T, B]``
+    :param truncated: ``[T, B]``; set as well where what is stored ends
+    :param log_probs: log-density of the samples under the policy that drew them, ``[T, B]``; NaN where it is unknown
+    :param weights: ``[T * B]``, summing to 1: zero for steps that do not belong to the segment, otherwise 1 / (B * steps of
+        the segment)
+    """
+
+    observations: th.Tensor | TensorDict
+    samples: th.Tensor
+    next_observations: th.Tensor | TensorDict
+    rewards: FloatArray
+    terminated: BoolArray
+    truncated: BoolArray
+    log_probs: FloatArray
+    weights: th.Tensor
+
+
+class _Sequences(ReplayBuffer):
+    """
+    What both buffers add to those of SB3.
+
+    :param buffer_size: number of steps of all environments together
+    :param observation_space: observation space
+    :param action_space: action space
+    :param device: PyTorch device
+    :param n_envs: number of environments N
+    :param optimize_memory_usage: must be False: the final observations of truncated episodes would be lost
+    :param handle_timeout_termination: whether truncation is told from termination; otherwise a time limit is part of the task
+    :raises ValueError: ``optimize_memory_usage=True``
+    """
+
+    def __init__(
+        self,
+        buffer_size: int,
+        observation_space: spaces.Space[Any],
+        action_space: spaces.Space[Any],
+        device: th.device | str = "auto",
+        n_envs: int = 1,
+        optimize_memory_usage: bool = False,
+        handle_timeout_termination: bool = True,
+    ) -> None:
+        if optimize_memory_usage:
+            raise ValueError(
+                "optimize_memory_usage=True would lose the final observations of truncated episodes, with which they "
+                "bootstrap: use optimize_memory_usage=False and a smaller buffer_size"
+            )
+        super().__init__(
+            buffer_size,
+            observation_space,
+            action_space,
+            device,
+            n_envs,
+            handle_timeout_termination=handle_timeout_termination,
+        )
+        # A Gaussian draws real numbers, also for a Box of integers.
+        self.actions = np.zeros((self.buffer_size, n_envs, self.action_dim), dtype=np.float32)
+        self.log_probs = np.full((self.buffer_size, n_envs), np.nan, dtype=np.float32)
+
+    def add(self, *args: Any, **kwargs: Any) -> None:
+        """
+        Append one vectorised step. Its log-probabilities are unknown until :meth:`set_log_probs`.
+
+        :param args: as SB3's; the actions are samples of the Gaussian
+        :param kwargs: likewise
+        """
+        self.log_probs[self.pos] = np.nan
+        super().add(*args, **kwargs)
+
+    def set_log_probs(self, log_probs: FloatArray) -> None:
+        """
+        Complete the latest step.
+
+        :param log_probs: log-density of its samples under the policy that drew them, ``[N]``
+        """
+        self.log_probs[self.pos - 1] = log_probs
+
+    def cut(self) -> None:
+        """Mark the latest step as truncated: whatever is added next does not follow from it."""
+        if self.size():
+            latest = self.pos - 1
+            self.timeouts[latest] = np.where(self.dones[latest], self.timeouts[latest], 1)
+            self.dones[latest] = 1
+
+    def sample_segments(self, n_segments: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
+        """
+        Draw segments in which every stored step has the same expected weight: take a step at random, put a window of the given
+        length around it, at random among those that contain the step, and keep what belongs to its episode and is still
+        stored. The steps kept share the weight of the segment.
+
+        (Starting at a random step and going on from there would weigh the first steps of an episode less, by up to
+        1 / length; so would dropping what does not fit.)
+
+        :param n_segments: number of segments B
+        :param length: number of steps T of the window
+        :param env: normalises observations and rewards
+        :return: the segments
+        """
+        size = self.size()
+        anchors, envs, offsets = (_random_integers(high, n_segments) for high in (size, self.n_envs, length))
+        # Steps count from the oldest one.
+        steps = anchors - offsets + np.arange(length)[:, None]  # [T, B]
+        stored = (steps >= 0) & (steps < size)
+        oldest = self.pos if self.full else 0
+        flat = (oldest + np.clip(steps, 0, size - 1)) % self.buffer_size * self.n_envs + envs
+        # Number of episodes that ended before each row: the rows of the anchor's episode have the anchor's number.
+        done = self.dones.ravel()[flat] > 0
+        ended = np.zeros((length, n_segments), dtype=np.intp)
+        np.cumsum(done[:-1] & stored[:-1], axis=0, out=ended[1:])
+        used = stored & (ended == ended[offsets, np.arange(n_segments)])
+        return self._gather(flat, used, env)
+
+    def whole(self, env: VecNormalize | None = None) -> SequenceSamples:
+        """
+        :param env: normalises observations and rewards
+        :return: all that is stored, a segment for each environment; nothing may have been overwritten
+        """
+        shape = (self.size(), self.n_envs)
+        return self._gather(np.arange(self.size() * self.n_envs).reshape(shape), np.ones(shape, dtype=np.bool_), env)
+
+    def _gather(self, flat: Indices, used: BoolArray, env: VecNormalize | None) -> SequenceSamples:
+        """
+        :param flat: ``[T, B]``, ``row * n_envs + environment`` of each step
+        :param used: ``[T, B]``, which of them belong to the segments; no gaps in a column
+        :param env: normalises observations and rewards
+        """
+        observations, next_observations = self._observations_at(flat.ravel(), env)
+        timeouts = self.timeouts.ravel()[flat] > 0
+        done = self.dones.ravel()[flat] > 0
+        # Where a segment ends before its episode does, the recursion must not read what follows.
+        last = used.copy()
+        last[:-1] &= ~used[1:]
+        weights = used / (used.sum(axis=0) * used.shape[1])
+        return SequenceSamples(
+            observations,
+            self._tensor(self.actions.reshape(-1, self.action_dim)[flat.ravel()]),
+            next_observations,
+            np.asarray(self._normalize_reward(self.rewards.ravel()[flat], env), dtype=np.float32),
+            done & ~timeouts,
+            (done & timeouts) | (last & ~done),
+            self.log_probs.ravel()[flat],
+            self._tensor(weights.ravel().astype(np.float32)),
+        )
+
+    def _observations_at(
+        self, flat: Indices, env: VecNormalize | None
+    ) -> tuple[th.Tensor | TensorDict, th.Tensor | TensorDict]:
+        arrays = (self.observations, self.next_observations)
+        gathered = (self._normalize_obs(array.reshape(-1, *array.shape[2:])[flat], env) for array in arrays)
+        observations, next_observations = map(self._tensor, gathered)
+        return observations, next_observations
+
+    def _tensor(self, array: Any) -> th.Tensor:
+        return self.to_torch(array, copy=False)
+
+
+def _random_integers(high: int, size: int) -> Indices:
+    """Uniform in [0, high); no numbers are drawn where there is no choice."""
+    if high == 1:
+        return np.zeros(size, dtype=np.intp)
+    return np.random.randint(0, high, size=size)  # noqa: NPY002 # the generator that SB3 seeds
+
+
+class SequenceReplayBuffer(_Sequences):
+    """
+    Replay buffer of sequences. What it stores of a step: the observation before and after, the sample of the Gaussian (which
+    SB3's classes call the action), its log-density under the policy that drew it, the reward, and whether the episode
+    terminated or was truncated.
+
+    All parameters are those of SB3's ``ReplayBuffer``; ``optimize_memory_usage=True`` is an error.
+    """
+
+
+class SequenceDictReplayBuffer(_Sequences, DictReplayBuffer):
+    """The same for dictionary observations."""
+
+    def _observations_at(
+        self, flat: Indices, env: VecNormalize | None
+    ) -> tuple[th.Tensor | TensorDict, th.Tensor | TensorDict]:
+        results = []
+        for arrays in (self.observations, self.next_observations):
+            gathered = {key: array.reshape(-1, *array.shape[2:])[flat] for key, array in arrays.items()}
+            normalised = self._normalize_obs(gathered, env)
+            assert isinstance(normalised, dict)
+            results.append({key: self._tensor(array) for key, array in normalised.items()})
+        return results[0], results[1]

@@ -1,0 +1,233 @@
+"""Which options of SVG0 go together: one place for every check, each with the way out in its message."""
+
+import math
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from gymnasium import spaces
+
+from sb3_pg.common.distributions import COVARIANCES
+from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
+
+if TYPE_CHECKING:
+    from sb3_pg.svg0.svg0 import SVG0
+
+GRADIENT_ESTIMATORS = ("pathwise", "likelihood_ratio")
+OFF_POLICY_CORRECTIONS = ("none", "retrace")
+# Arguments of the policy that are arguments of the algorithm.
+NETWORK_OPTIONS = ("covariance", "state_dependent_covariance", "squash_output", "n_critics")
+
+# Used where the argument was not given and the other options make sense of it.
+BUFFER_SIZE = 1_000_000
+LEARNING_STARTS = 100
+BATCH_SIZE = 256
+SEGMENT_LENGTH = 8
+
+
+def automatic_values(svg0: "SVG0") -> dict[str, int]:
+    """
+    :param svg0: algorithm
+    :return: what arguments of SB3 that are ``None`` stand for
+    """
+    if svg0.on_policy:
+        steps = _frequency(svg0.train_freq)[0] * svg0.n_envs
+        return {"buffer_size": steps, "learning_starts": 0, "batch_size": steps}
+    return {"buffer_size": BUFFER_SIZE, "learning_starts": LEARNING_STARTS, "batch_size": BATCH_SIZE}
+
+
+def resolve_segment_length(svg0: "SVG0") -> int:
+    """
+    :param svg0: algorithm
+    :return: number of steps of a segment of replayed experience
+    """
+    if svg0.segment_length is not None:
+        return svg0.segment_length
+    return SEGMENT_LENGTH if svg0.td_lambda > 0 else 1
+
+
+def resolve_correction(svg0: "SVG0") -> str:
+    """
+    :param svg0: algorithm
+    :return: one of ``OFF_POLICY_CORRECTIONS``
+    """
+    if svg0.off_policy_correction is not None:
+        return svg0.off_policy_correction
+    knows_density = svg0.action_noise is None
+    return "retrace" if svg0.td_lambda > 0 and knows_density and not svg0.on_policy else "none"
+
+
+def initial_ent_coef(ent_coef: str | float) -> float | None:
+    """
+    :param ent_coef: the argument
+    :return: where an automatic coefficient starts; ``None`` for a fixed one
+    :raises ValueError: neither a number, which must not be negative, nor ``"auto"`` nor ``"auto_<positive number>"``
+    """
+    automatic = isinstance(ent_coef, str) and ent_coef.startswith("auto")
+    number = "1" if ent_coef == "auto" else str(ent_coef).removeprefix("auto_")
+    try:
+        value = math.nan if isinstance(ent_coef, bool) else float(number)
+    except ValueError:
+        value = math.nan
+    if 0 <= value < math.inf and not (automatic and value == 0):
+        return value if automatic else None
+    raise ValueError(f'ent_coef={ent_coef!r} must be a number of at least 0, "auto", or "auto_<number>" such as "auto_0.1"')
+
+
+def check_options(svg0: "SVG0") -> None:
+    """
+    Check everything, before ``None`` is replaced by what it stands for.
+
+    :param svg0: algorithm
+    :raises ValueError: an option out of range, two that exclude one another, or an unsupported action space
+    """
+    space = svg0.action_space
+    if not (isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()):
+        raise ValueError(f"SVG0 differentiates through actions: the action space must be a bounded Box, not {space}")
+    _check_names(svg0)
+    _check_ranges(svg0)
+    _check_unsupported(svg0)
+    _check_entropy(svg0)
+    _check_traces(svg0)
+    if svg0.on_policy:
+        _check_on_policy(svg0)
+    elif _frequency(svg0.train_freq)[1] == "episode" and svg0.n_envs > 1:
+        raise ValueError(
+            f"train_freq={svg0.train_freq!r} counts the episodes of one environment, and there are {svg0.n_envs}: use steps"
+        )
+
+
+def _check_names(svg0: "SVG0") -> None:
+    for name, known in (
+        ("covariance", COVARIANCES),
+        ("gradient_estimator", GRADIENT_ESTIMATORS),
+        ("off_policy_correction", (None, *OFF_POLICY_CORRECTIONS)),
+    ):
+        if getattr(svg0, name) not in known:
+            raise ValueError(f"{name}={getattr(svg0, name)!r} is unknown: choose one of {', '.join(map(repr, known))}")
+    for name in NETWORK_OPTIONS:
+        if name in svg0.policy_kwargs:
+            raise ValueError(f"{name} is an argument of SVG0 itself: take it out of policy_kwargs")
+
+
+def _check_ranges(svg0: "SVG0") -> None:
+    for name in ("gamma", "td_lambda", "tau"):
+        value = getattr(svg0, name)
+        if not (_is_number(value) and 0 <= value <= 1):
+            raise ValueError(f"{name}={value!r} must lie in [0, 1]")
+    for name, minimum in (
+        ("buffer_size", 1),
+        ("learning_starts", 0),
+        ("batch_size", 1),
+        ("n_action_samples", 1),
+        ("n_critics", 1),
+        ("segment_length", 1),
+    ):
+        value = getattr(svg0, name)
+        optional = name not in ("n_action_samples", "n_critics")
+        if not (value is None and optional) and not (
+            isinstance(value, (int, np.integer)) and _is_number(value) and value >= minimum
+        ):
+            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
+    _frequency(svg0.train_freq)
+
+
+def _check_unsupported(svg0: "SVG0") -> None:
+    if svg0.use_sde:
+        raise ValueError(
+            "use_sde=True is not supported: with noise that is kept for several steps the actions of a segment are not "
+            "independent draws of the policy, which the behaviour log-probabilities stand for. Use use_sde=False"
+        )
+    if svg0.n_steps != 1:
+        raise ValueError(
+            f"n_steps={svg0.n_steps} is not supported: td_lambda and segment_length look ahead here, use n_steps=1"
+        )
+    if svg0.optimize_memory_usage:
+        raise ValueError(
+            "optimize_memory_usage=True would lose the final observations of truncated episodes, with which they bootstrap: "
+            "use optimize_memory_usage=False and a smaller buffer_size"
+        )
+    expected = SequenceDictReplayBuffer if isinstance(svg0.observation_space, spaces.Dict) else SequenceReplayBuffer
+    given = svg0.replay_buffer_class
+    if given is not None and not issubclass(given, expected):
+        raise ValueError(
+            f"replay_buffer_class={given.__name__} cannot store what SVG0 needs (behaviour log-probabilities, segments): use "
+            f"a subclass of sb3_pg.svg0.buffers.{expected.__name__}, or None"
+        )
+
+
+def _check_entropy(svg0: "SVG0") -> None:
+    automatic = initial_ent_coef(svg0.ent_coef) is not None
+    target = svg0.target_entropy
+    if target is not None and not automatic:
+        raise ValueError(
+            f'target_entropy={target!r} is ignored by the fixed ent_coef={svg0.ent_coef!r}: use ent_coef="auto", or '
+            "target_entropy=None"
+        )
+    if target not in (None, "auto") and not (_is_number(target) and math.isfinite(float(target))):
+        raise ValueError(f'target_entropy={target!r} must be a number, "auto" or None')
+
+
+def _check_traces(svg0: "SVG0") -> None:
+    correction, length = svg0.off_policy_correction, svg0.segment_length
+    if svg0.td_lambda == 0:
+        if correction == "retrace":
+            raise ValueError(
+                "off_policy_correction='retrace' corrects traces, and td_lambda=0 has none: use td_lambda > 0, or "
+                "off_policy_correction=None"
+            )
+        if length not in (None, 1):
+            raise ValueError(
+                f"segment_length={length} is of no use to td_lambda=0, which looks at single steps: use td_lambda > 0, or "
+                "segment_length=None"
+            )
+    elif length == 1:
+        raise ValueError(
+            f"td_lambda={svg0.td_lambda} has no effect on segments of one step: use segment_length > 1, or td_lambda=0"
+        )
+    if svg0.action_noise is not None and correction == "retrace":
+        raise ValueError(
+            "off_policy_correction='retrace' needs the density of the actions, which action_noise makes unknown: use "
+            "action_noise=None (the policy has noise of its own), or off_policy_correction='none'"
+        )
+    batch, steps = svg0.batch_size or BATCH_SIZE, resolve_segment_length(svg0)
+    if not svg0.on_policy and batch % steps:
+        raise ValueError(
+            f"batch_size={batch} is the number of steps in a minibatch and must be a multiple of segment_length={steps}"
+        )
+
+
+def _check_on_policy(svg0: "SVG0") -> None:
+    for name in ("buffer_size", "learning_starts", "batch_size", "segment_length"):
+        if getattr(svg0, name) is not None:
+            raise ValueError(
+                f"{name}={getattr(svg0, name)} belongs to replay: on_policy=True learns from the latest train_freq steps of "
+                f"each environment and nothing else. Use {name}=None, or on_policy=False"
+            )
+    frequency, unit = _frequency(svg0.train_freq)
+    if unit != "step":
+        raise ValueError(f"on_policy=True needs train_freq in steps, not {unit}s: its rollouts have a fixed length")
+    if frequency == 1 and svg0.td_lambda > 0:
+        raise ValueError(
+            f"td_lambda={svg0.td_lambda} has no effect on rollouts of one step: with on_policy=True use train_freq > 1, the "
+            "number of steps in a rollout, or td_lambda=0"
+        )
+    if svg0.action_noise is not None:
+        raise ValueError("on_policy=True learns from the policy's own actions: use action_noise=None, or on_policy=False")
+
+
+def _frequency(train_freq: Any) -> tuple[int, str]:
+    """Frequency and unit of an integer, a pair, or what SB3 makes of them."""
+    pair = tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
+    frequency, unit = pair if len(pair) == 2 else (None, None)
+    unit = getattr(unit, "value", unit)
+    if not (isinstance(frequency, int) and _is_number(frequency) and frequency >= 1) or unit not in ("step", "episode"):
+        raise ValueError(
+            f"train_freq={train_freq!r} must be a number of steps of at least 1, or a pair such as (1, 'episode')"
+        )
+    return frequency, unit
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
+    return isinstance(value, Real) and not isinstance(value, bool)

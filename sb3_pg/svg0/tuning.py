@@ -1,0 +1,75 @@
+"""What the RL Zoo needs to tune SVG0: a search space, and the way from a stored trial to the constructor's arguments."""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import optuna
+
+NET_ARCHS: dict[str, list[int]] = {"small": [64, 64], "medium": [256, 256], "big": [400, 300]}
+
+
+def sample_svg0_params(
+    trial: "optuna.Trial",
+    n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
+    n_envs: int,  # noqa: ARG001 # likewise
+    additional_args: dict[str, Any],  # noqa: ARG001 # likewise
+) -> dict[str, Any]:
+    """
+    Draw hyperparameters of SVG0 with replay.
+
+    :param trial: Optuna trial; it stores all that :func:`convert_svg0_params` needs.
+    :param n_actions: Number of dimensions of the action, not used here.
+    :param n_envs: Number of environments, not used here.
+    :param additional_args: What the zoo knows of the replay buffer, not used here.
+    :return: Arguments of ``SVG0``.
+    """
+    trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
+    trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)
+    trial.suggest_int("batch_size_pow", 6, 10)
+    trial.suggest_int("train_freq_pow", 0, 6)
+    trial.suggest_float("tau", 0.001, 0.08, log=True)
+    trial.suggest_float("td_lambda", 0.1, 1.0)
+    trial.suggest_int("segment_length_pow", 1, 4)
+    trial.suggest_categorical("off_policy_correction", ["none", "retrace"])
+    trial.suggest_int("n_action_samples", 1, 8, log=True)
+    trial.suggest_categorical("covariance", ["isotropic", "diagonal", "full"])
+    trial.suggest_float("log_std_init", -3, 0.5)
+    trial.suggest_float("min_std", 0.01, 0.5, log=True)
+    trial.suggest_categorical("net_arch", list(NET_ARCHS))
+    hyperparams = convert_svg0_params(trial.params)
+    # What a reader of the study would otherwise have to compute.
+    for name in ("gamma", "batch_size", "train_freq", "segment_length"):
+        trial.set_user_attr(name, hyperparams[name])
+    return hyperparams
+
+
+def convert_svg0_params(params: dict[str, Any]) -> dict[str, Any]:
+    """
+    Turn the parameters that a trial stored into arguments of ``SVG0``.
+
+    They are merged into the entry of the yml file, so the arguments that would contradict them there are reset.
+
+    :param params: What :func:`sample_svg0_params` drew.
+    :return: Arguments of ``SVG0``.
+    """
+    frequency = 2 ** params["train_freq_pow"]
+    return {
+        "gamma": 1 - params["one_minus_gamma"],
+        "batch_size": 2 ** params["batch_size_pow"],
+        "segment_length": 2 ** params["segment_length_pow"],
+        "train_freq": frequency,
+        # One update per step, whatever the frequency: otherwise it would decide how much is computed.
+        "gradient_steps": frequency,
+        **{name: params[name] for name in _UNCHANGED},
+        "policy_kwargs": {
+            "net_arch": list(NET_ARCHS[params["net_arch"]]),
+            "log_std_init": params["log_std_init"],
+            "min_std": params["min_std"],
+        },
+        "on_policy": False,
+        # Noise on top of the policy's own hides the density that Retrace needs.
+        "action_noise": None,
+    }
+
+
+_UNCHANGED = ("learning_rate", "tau", "td_lambda", "off_policy_correction", "n_action_samples", "covariance")

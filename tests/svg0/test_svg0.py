@@ -1,0 +1,612 @@
+"""SVG0 does what users of Stable-Baselines3 expect of an off-policy algorithm."""
+
+import copy
+import io
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch as th
+from envs import OBSERVATION_SPACES, MatchEnv, QuadraticEnv
+from gymnasium import spaces
+from smoke_envs import Recorder, ScriptedEnv, scripted_vec_env
+from stable_baselines3.common.base_class import BaseAlgorithm
+from stable_baselines3.common.callbacks import (
+    BaseCallback,
+    CheckpointCallback,
+    EvalCallback,
+    EveryNTimesteps,
+    StopTrainingOnMaxEpisodes,
+)
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+
+from sb3_pg import SVG0
+from sb3_pg.common.distributions import COVARIANCES
+from sb3_pg.svg0 import CnnPolicy, MlpPolicy, MultiInputPolicy
+
+State = dict[str, Any]
+Options = dict[str, Any]
+
+REPLAY: Options = {"buffer_size": 90, "learning_starts": 10, "batch_size": 16}
+ON_POLICY: Options = {"on_policy": True, "train_freq": 6}
+MODES = [REPLAY, ON_POLICY]
+VARIANTS: list[Options] = [
+    REPLAY,
+    ON_POLICY,
+    {**REPLAY, "td_lambda": 0.0, "n_critics": 2, "ent_coef": "auto"},
+    {**REPLAY, "off_policy_correction": "none", "squash_output": False, "gradient_estimator": "likelihood_ratio"},
+    {**ON_POLICY, "squash_output": False, "ent_coef": 0.1, "n_action_samples": 3, "off_policy_correction": "retrace"},
+]
+
+
+def name_of(options: Options) -> str:
+    return "-".join(f"{key}={value}" for key, value in options.items() if key not in REPLAY) or "replay"
+
+
+def policy_for(observation: str) -> str:
+    return {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_image": "MultiInputPolicy"}.get(observation, "MlpPolicy")
+
+
+def match_envs(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
+    return DummyVecEnv([lambda: Monitor(MatchEnv(**{"action": "box", **kwargs}))] * n_envs)
+
+
+def make(env: gym.Env[Any, Any] | VecEnv | None = None, policy: str = "MlpPolicy", **kwargs: Any) -> SVG0:
+    mode = {} if kwargs.get("on_policy") else REPLAY
+    network = {"net_arch": [16], **kwargs.pop("policy_kwargs", {})}
+    defaults: Options = {"seed": 0, "device": "cpu", "policy_kwargs": network}
+    return SVG0(policy, match_envs() if env is None else env, **{**defaults, **mode, **kwargs})
+
+
+def state_of(model: SVG0) -> State:
+    """Copies of all parameters and of the state of all optimizers."""
+    return copy.deepcopy({**model.get_parameters(), "log_ent_coef": model.log_ent_coef})
+
+
+def differences(left: Any, right: Any, path: str = "") -> list[str]:
+    """Where two nested structures differ."""
+    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
+        return [found for key in left for found in differences(left[key], right[key], f"{path}/{key}")]
+    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
+        pairs = enumerate(zip(left, right, strict=True))
+        return [found for i, (one, other) in pairs for found in differences(one, other, f"{path}/{i}")]
+    equal = th.equal(left, right) if isinstance(left, th.Tensor) and isinstance(right, th.Tensor) else left == right
+    return [] if equal else [path]
+
+
+def reloaded(model: BaseAlgorithm, **kwargs: Any) -> SVG0:
+    file = io.BytesIO()
+    model.save(file)
+    file.seek(0)
+    return SVG0.load(file, **kwargs)
+
+
+# ------------------------------------------------------------------------------------------------------- it runs with
+
+
+def check_training(model: SVG0, n_steps: int = 40) -> None:
+    """It trains, counts honestly, stays finite, and predicts actions of the space for one and for many observations."""
+    before = state_of(model)["policy"]
+    recorder = Recorder()
+    model.learn(n_steps, callback=recorder)
+    assert model.env is not None
+    assert model.num_timesteps == recorder.n_calls * model.n_envs >= n_steps
+    after = model.get_parameters()["policy"]
+    for part in ("actor.", "critic.", "critic_target."):
+        assert any(name.startswith(f"/{part}") for name in differences(before, after)), part
+    assert all(value.isfinite().all() for value in after.values())
+    obs = model.env.reset()
+    for deterministic in (True, False):
+        actions, state = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]  # not a tuple here
+        assert state is None
+        assert len(actions) == model.n_envs
+        first = {key: part[0] for key, part in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[0]
+        single, _ = model.predict(first, deterministic=deterministic)
+        for action in (*actions, single):
+            assert model.action_space.contains(np.asarray(action, dtype=model.action_space.dtype))
+        assert not deterministic or np.allclose(single, actions[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_every_observation_space(observation: str, mode: Options) -> None:
+    check_training(make(match_envs(observation=observation, truncate=True), policy_for(observation), **mode))
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+@pytest.mark.parametrize("depends", [True, False])
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_every_covariance(covariance: str, depends: bool, options: Options) -> None:
+    model = make(covariance=covariance, state_dependent_covariance=depends, **options)
+    check_training(model)
+    obs, _ = model.policy.obs_to_tensor(np.stack([model.observation_space.sample() for _ in range(20)]))
+    with th.no_grad():
+        distribution = model.actor.distribution(obs)
+        sigma = np.asarray(distribution.gaussian.variance if covariance != "full" else distribution.gaussian.covariance_matrix)  # type: ignore[union-attr]  # full
+    assert (np.ptp(sigma, axis=0).max() > 1e-6) == depends
+    if covariance == "isotropic":
+        assert np.allclose(sigma[:, 0], sigma[:, 1])
+    if covariance == "full":
+        assert np.abs(sigma[:, 0, 1]).min() > 0
+        assert np.linalg.eigvalsh(sigma).min() > 0
+
+
+@pytest.mark.parametrize("n_envs", [1, 2, 4])
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_any_number_of_environments(n_envs: int, options: Options) -> None:
+    check_training(make(match_envs(n_envs, truncate=True), **options))
+
+
+@pytest.mark.parametrize(
+    "frequency",
+    [
+        {"train_freq": 3},
+        {"train_freq": (2, "step"), "gradient_steps": -1},
+        {"train_freq": (1, "episode"), "gradient_steps": 3},
+    ],
+    ids=str,
+)
+def test_every_training_frequency(frequency: Options) -> None:
+    check_training(make(match_envs(1), **frequency))
+
+
+class InBounds(gym.Wrapper[Any, Any, Any, Any]):
+    """Insists on actions within the bounds of the action space, of its shape; notes the largest and the smallest."""
+
+    def step(self, action: Any) -> Any:
+        space = self.action_space
+        assert isinstance(space, spaces.Box)
+        assert action.shape == space.shape
+        assert np.all(action >= space.low)
+        assert np.all(action <= space.high)
+        return self.env.step(action)
+
+
+@pytest.mark.parametrize(
+    "space",
+    [
+        spaces.Box(np.array([-0.3, 5.0]), np.array([0.1, 6.0]), dtype=np.float64),
+        spaces.Box(np.array([2, -4], dtype=np.float32), np.array([3, 0], dtype=np.float32)),
+        spaces.Box(-0.5, 0.25, (2, 3), np.float32),
+        spaces.Box(-0.5, 0.25, (1,), np.float64),
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("squash", [False, True])
+@pytest.mark.parametrize("noise", [False, True])
+def test_actions_of_any_bounds_and_shape(space: spaces.Box, squash: bool, noise: bool) -> None:
+    env = DummyVecEnv([lambda: Monitor(InBounds(ScriptedEnv(0, [(5, "terminated")], space)))] * 2)
+    size = int(np.prod(space.shape))
+    on_top = NormalActionNoise(np.zeros(space.shape), np.ones(space.shape)) if noise else None
+    model = make(env, squash_output=squash, action_noise=on_top, policy_kwargs={"log_std_init": 1.0})
+    check_training(model)
+    assert model.replay_buffer is not None
+    stored = model.replay_buffer.actions
+    assert stored.shape[2] == size
+    assert np.abs(stored).max() > 1.5  # samples, neither squashed nor clipped
+
+
+def test_noise_of_every_kind() -> None:
+    for noise in (NormalActionNoise(np.zeros(2), np.ones(2)), OrnsteinUhlenbeckActionNoise(np.zeros(2), np.ones(2))):
+        for n_envs in (1, 3):
+            check_training(make(match_envs(n_envs), action_noise=noise))
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+@pytest.mark.parametrize("observation", ["box", "dict"])
+def test_normalised_environments(mode: Options, observation: str) -> None:
+    keys = ["vector"] if observation == "dict" else None
+    env = VecNormalize(match_envs(observation=observation, truncate=True), norm_obs_keys=keys)
+    model = make(env, policy_for(observation), **mode)
+    check_training(model)
+    assert model.get_vec_normalize_env() is env
+    assert model.replay_buffer is not None
+    stored = model.replay_buffer.observations
+    # What the environment told, not what it was normalised to.
+    assert set(np.unique(stored["vector"] if isinstance(stored, dict) else stored)) <= {-1.0, 0.0, 1.0}
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_stacked_frames(mode: Options) -> None:
+    env = VecFrameStack(match_envs(observation="image", truncate=True), n_stack=3)
+    model = make(env, "CnnPolicy", **mode)
+    check_training(model)
+    assert model.observation_space.shape == (3, 36, 36)
+
+
+@pytest.mark.slow
+def test_environments_in_processes_of_their_own() -> None:
+    env = SubprocVecEnv([lambda: Monitor(MatchEnv(action="box", truncate=True)) for _ in range(2)])
+    try:
+        check_training(make(env))
+        check_training(make(env, **ON_POLICY))
+    finally:
+        env.close()
+
+
+def test_environment_by_name_and_a_single_one() -> None:
+    check_training(SVG0("MlpPolicy", "Pendulum-v1", seed=0, **REPLAY))
+    check_training(make(MatchEnv(action="box")))
+
+
+def test_networks_of_ones_own() -> None:
+    kwargs = {
+        "net_arch": {"pi": [8], "qf": [4, 4]},
+        "activation_fn": th.nn.Tanh,
+        "optimizer_class": th.optim.RMSprop,
+        "optimizer_kwargs": {"alpha": 0.9},
+    }
+    model = make(policy_kwargs=kwargs)
+    check_training(model)
+    for part in (model.actor, model.critic):
+        assert isinstance(part.optimizer, th.optim.RMSprop)
+        assert part.optimizer.param_groups[0]["alpha"] == 0.9
+        assert {id(p) for p in part.optimizer.param_groups[0]["params"]} == {id(p) for p in part.parameters()}
+    assert model.actor.mu.in_features == 8
+    assert model.policy.net_arch == kwargs["net_arch"]
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_initial_standard_deviation(covariance: str) -> None:
+    for depends in (True, False):
+        kwargs = {"log_std_init": -0.7, "min_std": 0.2}
+        model = make(covariance=covariance, state_dependent_covariance=depends, policy_kwargs=kwargs)
+        obs, _ = model.policy.obs_to_tensor(np.stack([model.observation_space.sample() for _ in range(5)]))
+        with th.no_grad():
+            assert np.allclose(model.actor.distribution(obs).stddev, 0.2 + np.exp(-0.7), atol=1e-6)
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_the_noise_never_falls_below_its_bound(squash: bool) -> None:
+    model = make(DummyVecEnv([lambda: Monitor(QuadraticEnv())]), squash_output=squash, learning_rate=0.05)
+    model.learn(100)
+    model.actor.log_std.bias.data.fill_(-1e6)
+    obs, _ = model.policy.obs_to_tensor(np.ones((4, 2), dtype=np.float32))
+    with th.no_grad():
+        assert np.allclose(model.actor.distribution(obs).stddev, 0.1)
+
+
+# --------------------------------------------------------------------------------------------------------- determinism
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_a_seed_decides_everything(options: Options) -> None:
+    states = [state_of(make(**{**options, "seed": seed}).learn(60)) for seed in (1, 1, 2)]
+    assert differences(states[0], states[1]) == []
+    assert differences(states[0], states[2])
+
+
+# ------------------------------------------------------------------------------------------------------------- predict
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_predict_is_deterministic_when_asked_and_random_otherwise(squash: bool) -> None:
+    model = make(squash_output=squash)
+    obs = np.zeros((50, 3), dtype=np.float32)
+    certain, random = (model.predict(obs, deterministic=deterministic)[0] for deterministic in (True, False))
+    assert np.all(certain == certain[0])
+    assert len(np.unique(random, axis=0)) > 25
+    assert np.all(np.abs(random) <= 1)
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_predicted_actions_are_in_the_units_of_the_environment(squash: bool) -> None:
+    space = spaces.Box(np.array([10.0, -3.0], dtype=np.float32), np.array([14.0, 5.0], dtype=np.float32))
+    model = make(DummyVecEnv([lambda: Monitor(ScriptedEnv(0, [(5, "terminated")], space))]), squash_output=squash)
+    model.actor.mu.weight.data.zero_()
+    for mean in ([0.5, -0.25], [40.0, -40.0]):
+        model.actor.mu.bias.data.copy_(th.tensor(mean))
+        scaled = np.tanh(mean) if squash else np.clip(mean, -1, 1)
+        action, _ = model.predict(np.zeros(3, dtype=np.float32), deterministic=True)
+        assert np.allclose(action, [12 + 2 * scaled[0], 1 + 4 * scaled[1]], atol=1e-5)
+
+
+def test_a_model_can_be_evaluated() -> None:
+    returns, lengths = evaluate_policy(make(), match_envs(), n_eval_episodes=6, return_episode_rewards=True)
+    assert lengths == [4] * 6
+    assert isinstance(returns, list)
+    assert all(0 <= number <= 4 for number in returns)
+
+
+# ------------------------------------------------------------------------------------------------------- save and load
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_all_parameters_and_optimizers_survive(options: Options) -> None:
+    model = make(learning_rate=lambda progress: 1e-3 * progress, **options).learn(60)
+    loaded = reloaded(model)
+    assert differences(state_of(model), state_of(loaded)) == []
+    state = loaded.get_parameters()
+    assert ("ent_coef_optimizer" in state) == (options.get("ent_coef") == "auto")
+    assert all(state[name]["state"] for name in state if "optimizer" in name)  # moments of Adam
+    obs = np.stack([model.observation_space.sample() for _ in range(10)])
+    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+    assert loaded.env is None
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_training_goes_on_as_if_it_had_never_been_saved(options: Options, tmp_path: Path) -> None:
+    model = make(match_envs(truncate=True), **options).learn(60)
+    loaded = reloaded(model, env=match_envs(truncate=True))
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
+    model.set_env(match_envs(truncate=True))
+    for one in (model, loaded):
+        one.set_random_seed(5)
+        one.learn(60, reset_num_timesteps=False)
+    assert model.num_timesteps == loaded.num_timesteps >= 120
+    assert model._n_updates == loaded._n_updates
+    assert differences(state_of(model), state_of(loaded)) == []
+
+
+def test_a_replay_buffer_of_another_kind_is_rejected(tmp_path: Path) -> None:
+    model = make().learn(30)
+    model.save_replay_buffer(tmp_path / "three.pkl")
+    other = make(match_envs(2))
+    before = other.replay_buffer
+    with pytest.raises(ValueError, match=r"SequenceReplayBuffer for 3 environments.* for 2"):
+        other.load_replay_buffer(tmp_path / "three.pkl")
+    assert other.replay_buffer is before
+    dictionary = make(match_envs(observation="dict"), "MultiInputPolicy")
+    with pytest.raises(ValueError, match="needs a SequenceDictReplayBuffer for 3"):
+        dictionary.load_replay_buffer(tmp_path / "three.pkl")
+
+
+def test_no_segment_joins_what_was_reset_in_between(tmp_path: Path) -> None:
+    """Episodes that never end: only the calls of ``learn`` cut them."""
+    model = make(scripted_vec_env([[(10**6, "terminated")]] * 2, action_space=spaces.Box(-1, 1, (2,))), gradient_steps=0)
+    model.learn(20).learn(20)
+    model.save_replay_buffer(tmp_path / "buffer.pkl")
+    model.load_replay_buffer(tmp_path / "buffer.pkl")
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    assert np.flatnonzero(model.replay_buffer.dones[:30, 0]).tolist() == [9, 19]
+    assert np.flatnonzero(model.replay_buffer.timeouts[:30, 0]).tolist() == [9, 19]
+
+
+def test_after_a_callback_has_stopped_the_next_step_belongs_to_the_last_observation() -> None:
+    model = make(scripted_vec_env([[(10**6, "terminated")]] * 2, action_space=spaces.Box(-1, 1, (2,))), gradient_steps=0)
+    model.learn(1000, callback=Recorder(stop_after=7))
+    model.learn(20, reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    size = model.replay_buffer.size()
+    arrays = (model.replay_buffer.observations, model.replay_buffer.next_observations)
+    obs, following = (np.asarray(array)[:size, :, 2] for array in arrays)
+    assert np.allclose(following - obs, 0.1, atol=1e-6)
+    assert np.flatnonzero(model.replay_buffer.dones[:size, 0]).tolist() == [5]
+
+
+def test_resetting_the_counter_or_not() -> None:
+    model = make().learn(30)
+    assert model.learn(30, reset_num_timesteps=False).num_timesteps == 60
+    assert model.learn(30).num_timesteps == 30
+
+
+@pytest.mark.parametrize(
+    ("policy_class", "observation"), [(MlpPolicy, "box"), (CnnPolicy, "image"), (MultiInputPolicy, "dict_image")]
+)
+@pytest.mark.parametrize("options", [{}, {"covariance": "full", "squash_output": False, "n_critics": 2}], ids=str)
+def test_policies_can_be_saved_alone(
+    policy_class: type[BasePolicy], observation: str, options: Options, tmp_path: Path
+) -> None:
+    policy = make(match_envs(observation=observation), policy_for(observation), **options).learn(30).policy
+    policy.save(str(tmp_path / "policy.zip"))
+    loaded = policy_class.load(str(tmp_path / "policy.zip"))
+    assert isinstance(loaded, policy_class)
+    assert differences(dict(policy.state_dict()), dict(loaded.state_dict())) == []
+    obs = policy.observation_space.sample()
+    assert np.array_equal(policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
+
+
+def test_a_model_can_be_copied() -> None:
+    model = make(ent_coef="auto").learn(30)
+    other = copy.deepcopy(model.policy)
+    assert differences(dict(model.policy.state_dict()), dict(other.state_dict())) == []
+
+
+# ----------------------------------------------------------------------------------------------------------- callbacks
+
+
+@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # which SB3 ignores as well
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_callbacks_of_sb3(mode: Options, tmp_path: Path) -> None:
+    evaluation = EvalCallback(match_envs(1), eval_freq=5, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
+    checkpoints = CheckpointCallback(
+        save_freq=7, save_path=str(tmp_path), name_prefix="svg0", save_replay_buffer=True, verbose=0
+    )
+    counts: list[int] = []
+
+    class Count(BaseCallback):
+        def _on_step(self) -> bool:
+            counts.append(self.num_timesteps)
+            return True
+
+    model = make(**mode)
+    model.learn(90, callback=[evaluation, checkpoints, EveryNTimesteps(12, Count())], progress_bar=True)
+    assert evaluation.evaluations_timesteps == list(range(15, 91, 15))
+    assert {path.name for path in tmp_path.glob("svg0_*_steps.zip")} == {f"svg0_{n * 3}_steps.zip" for n in range(7, 31, 7)}
+    assert len(list(tmp_path.glob("svg0_replay_buffer_*"))) == 4
+    assert counts == list(range(12, 91, 12))
+    assert SVG0.load(tmp_path / "svg0_63_steps.zip").num_timesteps == 63
+
+
+@pytest.mark.parametrize("mode", MODES, ids=name_of)
+def test_callbacks_that_stop(mode: Options) -> None:
+    model = make(**mode)
+    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=4))  # in each of three environments, of length 4
+    assert model.num_timesteps == 3 * 16
+    model.learn(30, reset_num_timesteps=False)
+    assert model.num_timesteps >= 78
+
+
+# -------------------------------------------------------------------------------------------------------------- logger
+
+
+class Captured(KVWriter):
+    """Keeps what is logged: one dictionary for each dump."""
+
+    def __init__(self) -> None:
+        self.dumps: list[dict[str, Any]] = []
+
+    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
+        assert key_values.keys() == key_excluded.keys()
+        self.dumps.append({**key_values, "step": step})
+
+    def close(self) -> None:
+        pass
+
+
+def logged(model: SVG0, n_steps: int) -> list[dict[str, Any]]:
+    captured = Captured()
+    model.set_logger(Logger(folder=None, output_formats=[captured]))
+    model.learn(n_steps)
+    model.logger.dump(model.num_timesteps)  # what the last update recorded
+    return captured.dumps
+
+
+@pytest.mark.parametrize(
+    ("options", "further"),
+    [
+        ({}, {"importance_ratio"}),
+        ({"off_policy_correction": "none"}, set()),
+        ({"ent_coef": 0.1, "td_lambda": 0.0}, set()),
+        ({"ent_coef": "auto", "td_lambda": 0.0}, {"ent_coef", "ent_coef_loss"}),
+        (ON_POLICY, set()),
+    ],
+    ids=str,
+)
+def test_everything_is_logged(options: Options, further: set[str]) -> None:
+    dumps = logged(make(**options), 60)
+    expected = {"learning_rate", "n_updates", "actor_loss", "critic_loss", "std"} | further
+    assert {key.removeprefix("train/") for key in dumps[-1] if key.startswith("train/")} == expected
+    assert {"time/fps", "time/episodes", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} < set(dumps[0])
+    assert all(np.isfinite(dumps[-1][f"train/{key}"]) for key in expected)
+
+
+def test_what_is_logged_is_the_mean_over_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(gradient_steps=0).learn(30)
+    values = iter([1.0, 2.0, 6.0])
+    monkeypatch.setattr(model, "_update", lambda _: {"critic_loss": th.tensor(next(values))})
+    captured = Captured()
+    model.set_logger(Logger(folder=None, output_formats=[captured]))
+    model.train(3, 16)
+    model.logger.dump()
+    assert captured.dumps[0]["train/critic_loss"] == 3
+    assert captured.dumps[0]["train/n_updates"] == model._n_updates == 3
+
+
+def test_a_schedule_never_sees_a_progress_below_zero() -> None:
+    """The last rollout may go beyond the steps asked for; a linear rate must not turn negative there."""
+    seen: list[float] = []
+
+    def schedule(progress: float) -> float:
+        seen.append(progress)
+        return 1e-3 * progress
+
+    model = make(on_policy=True, train_freq=7, ent_coef="auto", learning_rate=schedule).learn(50)
+    assert max(seen) == 1
+    assert min(seen) == 0
+    assert model.ent_coef_optimizer is not None
+    assert {o.param_groups[0]["lr"] for o in (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)} == {
+        0.0
+    }
+
+
+# --------------------------------------------------------------------------------------------------- modes of training
+
+
+class Extractor(BaseFeaturesExtractor):
+    """
+    Batch normalisation and dropout.
+
+    :param observation_space: vector
+    """
+
+    def __init__(self, observation_space: spaces.Box) -> None:
+        super().__init__(observation_space, features_dim=16)
+        self.norm = th.nn.BatchNorm1d(observation_space.shape[0])
+        self.layers = th.nn.Sequential(th.nn.Linear(observation_space.shape[0], 16), th.nn.Dropout(0.5))
+
+    def forward(self, observations: th.Tensor) -> th.Tensor:
+        features: th.Tensor = self.layers(self.norm(observations))
+        return features
+
+
+def test_batch_normalisation_learns_from_updates_alone_and_reaches_the_targets() -> None:
+    model = make(policy_kwargs={"features_extractor_class": Extractor}, gradient_steps=0).learn(30)
+    statistics = {name: value for name, value in model.policy.state_dict().items() if "num_batches" in name}
+    assert [int(value) for value in statistics.values()] == [0, 0, 0]
+    model.train(2, 16)
+    state = model.policy.state_dict()
+    name = "features_extractor.norm.running_mean"
+    assert state[f"critic.{name}"].abs().min() > 0
+    assert th.equal(state[f"critic.{name}"], state[f"critic_target.{name}"])
+    assert not model.critic_target.training
+    before = copy.deepcopy(model.actor.state_dict())
+    model.learn(30)
+    assert differences(dict(before), dict(model.actor.state_dict())) == []
+
+
+def test_dropout_is_off_when_predicting() -> None:
+    model = make(policy_kwargs={"features_extractor_class": Extractor}).learn(40)
+    model.policy.set_training_mode(True)
+    obs = model.observation_space.sample()
+    actions = [model.predict(obs, deterministic=True)[0] for _ in range(5)]
+    assert all(np.array_equal(action, actions[0]) for action in actions)
+
+
+# --------------------------------------------------------------------------------------------------- what goes wrong
+
+
+class Spoilt(QuadraticEnv):
+    """
+    A reward or an observation that is no number after some steps.
+
+    :param reward: what is paid then
+    :param obs: what is added to the observation then
+    """
+
+    def __init__(self, reward: float = 0.0, obs: float = 0.0) -> None:
+        super().__init__()
+        self.reward, self.added, self.left = reward, np.float32(obs), 12
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self.left -= 1
+        return (
+            (obs, reward, terminated, truncated, info)
+            if self.left > 0
+            else (obs + self.added, self.reward, False, False, info)
+        )
+
+
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says inf - inf
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e39])
+@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
+def test_rewards_that_are_not_finite_stop_the_training(options: Options, reward: float) -> None:
+    """A ValueError, since that is what a tuning study survives."""
+    model = make(Monitor(Spoilt(reward)), **options)
+    with pytest.raises(ValueError, match=r"critic_loss is not finite .*rewards"):
+        model.learn(200)
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_observations_that_are_not_finite_stop_the_training_too(covariance: str) -> None:
+    with pytest.raises(ValueError, match=r"the mean of the policy is not finite"):
+        make(Monitor(Spoilt(obs=float("nan"))), covariance=covariance).learn(100)
+
+
+def test_a_broken_cholesky_factor_is_named() -> None:
+    model = make(covariance="full", learning_starts=0, gradient_steps=0)
+    assert model.actor.off_diagonal is not None
+    model.actor.off_diagonal.bias.data.fill_(float("nan"))
+    with pytest.raises(ValueError, match=r"covariance \(its Cholesky factor\) of the policy is not finite"):
+        model.learn(10)
