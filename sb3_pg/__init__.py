@@ -8,15 +8,17 @@ The start-up hook and ``python -m sb3_pg.zoo --help`` rely on that.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sb3_pg.her_ddpg.her_ddpg import HERDDPG
     from sb3_pg.vpg.vpg import VPG
     from sb3_pg.zoo import register
 
     __version__: str
 
-__all__ = ["VPG", "__version__", "register"]
+__all__ = ["HERDDPG", "VPG", "__version__", "register"]
 
 # Public name -> the module that defines it.
 _MODULES = {
+    "HERDDPG": "sb3_pg.her_ddpg.her_ddpg",
     "VPG": "sb3_pg.vpg.vpg",
     "register": "sb3_pg.zoo",
 }

@@ -103,6 +103,7 @@ ALGOS: Mapping[str, Algorithm] = MappingProxyType(
         row.key: row
         for row in [
             _row("vpg", "VPG"),
+            _row("her_ddpg", "HERDDPG"),
         ]
     }
 )
