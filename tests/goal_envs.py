@@ -1,7 +1,7 @@
 """Goal environments whose every answer is known."""
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -30,9 +30,13 @@ class PointGoalEnv(gym.Env[Observation, Array]):
 
     :param terminate: whether arriving ends the episode
     :param scale: bounds of the action space, which is not symmetric: [-scale, 2 scale]
+    :param render_mode: that of the vectorised environments that SB3 and the zoo make
     """
 
-    def __init__(self, terminate: bool = False, scale: float = 0.5) -> None:
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]  # gymnasium's is no ClassVar
+
+    def __init__(self, terminate: bool = False, scale: float = 0.5, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
         self.observation_space = goal_space(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
         self.action_space = spaces.Box(-scale, 2 * scale, (2,))
         self.terminate = terminate

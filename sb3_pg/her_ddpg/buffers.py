@@ -283,7 +283,9 @@ class HindsightReplayBuffer(HerReplayBuffer):
         :raises ValueError: there is no complete episode yet, no environment to ask for rewards, or a ``VecNormalize``
         """
         if env is not None:
-            raise ValueError("HindsightReplayBuffer does not normalise by VecNormalize: the policy has a normaliser of its own")
+            raise ValueError(
+                "HindsightReplayBuffer does not normalise by VecNormalize: the policy has a normaliser of its own"
+            )
         sampleable = self._sampleable_rows()
         if len(sampleable) == 0:
             raise ValueError("no episode is complete yet: collect at least one whole episode before sampling")
@@ -430,7 +432,9 @@ def check_rewards(rewards: Array, reward_range: tuple[float, float] | None) -> N
 def _strategy(strategy: GoalSelectionStrategy | str) -> str:
     name = strategy.name if isinstance(strategy, GoalSelectionStrategy) else strategy
     if not isinstance(name, str) or name.lower() not in GOAL_STRATEGIES:
-        raise ValueError(f"goal_selection_strategy={strategy!r} is unknown: choose one of {', '.join(map(repr, GOAL_STRATEGIES))}")
+        raise ValueError(
+            f"goal_selection_strategy={strategy!r} is unknown: choose one of {', '.join(map(repr, GOAL_STRATEGIES))}"
+        )
     return name.lower()
 
 

@@ -249,7 +249,11 @@ class HERDDPG(DDPG):
         if not isinstance(loaded, HindsightReplayBuffer):
             raise ValueError(f"{path} holds a {type(loaded).__name__}, not a HindsightReplayBuffer")
         assert own is not None
-        if (loaded.n_envs, loaded.observation_space, loaded.action_space) != (own.n_envs, own.observation_space, own.action_space):
+        if (loaded.n_envs, loaded.observation_space, loaded.action_space) != (
+            own.n_envs,
+            own.observation_space,
+            own.action_space,
+        ):
             raise ValueError(
                 f"the replay buffer in {path} is of {loaded.n_envs} environments with {loaded.observation_space} and "
                 f"{loaded.action_space}, the model of {own.n_envs} with {own.observation_space} and {own.action_space}"

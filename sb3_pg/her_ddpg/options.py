@@ -76,7 +76,7 @@ def check_options(algorithm: "HERDDPG") -> None:
 
 def check_environment(algorithm: "HERDDPG") -> None:
     """
-    Check that the environment can tell rewards in hindsight. It is asked for a few: nothing is stepped or reset.
+    Check that the environment can tell rewards in hindsight. It is asked for a few; it is reset only if it cannot answer before.
 
     :param algorithm: algorithm with an environment
     :raises ValueError: it is no goal environment, ``compute_reward`` is not vectorised or reads ``info``, its rewards are out
@@ -91,7 +91,9 @@ def check_environment(algorithm: "HERDDPG") -> None:
             "recomputed without it. Remove `normalize` from the yml, or pass norm_obs=False and norm_reward=False"
         )
     if not env.has_attr("compute_reward"):
-        raise ValueError("the environment has no compute_reward(achieved_goal, desired_goal, info): HERDDPG needs one to relabel")
+        raise ValueError(
+            "the environment has no compute_reward(achieved_goal, desired_goal, info): HERDDPG needs one to relabel"
+        )
     own = env.get_attr("observation_space", indices=[0])[0]
     for key in ("achieved_goal", "desired_goal"):
         if own[key].shape != algorithm.observation_space[key].shape:  # type: ignore[index]  # checked to be a Dict
@@ -99,7 +101,12 @@ def check_environment(algorithm: "HERDDPG") -> None:
                 f"a wrapper changes the shape of {key} from {own[key].shape}, and compute_reward does not know: remove it (such "
                 "as frame stacking), or wrap each environment before it is vectorised"
             )
-    _probe(algorithm, env, own)
+    try:
+        _probe(algorithm, env, own)
+    except AttributeError:
+        # Some compute their rewards with attributes that only reset() creates.
+        env.reset()
+        _probe(algorithm, env, own)
 
 
 def default_gamma(env: VecEnv | None) -> float:
@@ -215,7 +222,14 @@ def _probe(algorithm: "HERDDPG", env: VecEnv, space: spaces.Dict) -> None:
 
 
 def _compare(env: VecEnv, method: str, achieved: Array, desired: Array) -> None:
-    single = [_ask(env, method, a, d, UnreadableInfo()) for a, d in zip(achieved, desired, strict=True)]
+    try:
+        single = [_ask(env, method, a, d, UnreadableInfo()) for a, d in zip(achieved, desired, strict=True)]
+    except (ValueError, AttributeError):
+        raise
+    except Exception as error:
+        raise ValueError(
+            f"the environment's {method} fails for goals of its own space: {type(error).__name__}: {error}"
+        ) from error
     one_by_one = np.array([float(np.asarray(answer).item()) for answer in single])
     try:
         if method == "compute_reward":
@@ -223,10 +237,10 @@ def _compare(env: VecEnv, method: str, achieved: Array, desired: Array) -> None:
             together = np.asarray(answer, dtype=np.float64).reshape(len(achieved))
         else:
             together = compute_terminated(env, achieved, desired).astype(np.float64)
-    except InfoAccessError:
-        raise
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(f"the environment's {method} is not vectorised: {NOT_VECTORISED}. It raised or gave: {error}") from error
+        raise ValueError(
+            f"the environment's {method} is not vectorised: {NOT_VECTORISED}. It raised or gave: {error}"
+        ) from error
     if not np.allclose(together, one_by_one, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise ValueError(
             f"the environment's {method} is not vectorised: {NOT_VECTORISED}. For {len(achieved)} pairs of goals it gave "

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from gymnasium import spaces
 from goal_envs import CountingGoalEnv, counting_envs, pair_reward, point_envs
+from gymnasium import spaces
 from stable_baselines3 import HerReplayBuffer
 from stable_baselines3.common.vec_env import VecEnv
 from stable_baselines3.her.goal_selection_strategy import GoalSelectionStrategy
@@ -200,7 +200,9 @@ def test_a_new_goal_changes_where_the_episode_ends() -> None:
             buffer.add(obs, next_obs, np.zeros((1, 2)), rewards, dones, infos)
             obs = new_obs
         sample = buffer.sample(1000)
-        arrived = np.linalg.norm(sample.next_observations["achieved_goal"] - sample.observations["desired_goal"], axis=1) <= 0.25
+        arrived = (
+            np.linalg.norm(sample.next_observations["achieved_goal"] - sample.observations["desired_goal"], axis=1) <= 0.25
+        )
         dones = sample.dones.numpy()[:, 0].astype(bool)
         assert 0.2 < arrived[:800].mean() < 0.9
         assert ((sample.rewards.numpy()[:, 0] == 0) == arrived).all()
@@ -329,7 +331,9 @@ def test_a_buffer_is_read_by_another_process(tmp_path: Path) -> None:
     path = tmp_path / "buffer.pkl"
     path.write_bytes(pickle.dumps(buffer))
     code = f"import pickle; print(pickle.loads(open({str(path)!r}, 'rb').read()).size())"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)})
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={"PYTHONPATH": ":".join(sys.path)}
+    )
     assert int(done.stdout) == buffer.size()
 
 
