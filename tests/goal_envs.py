@@ -37,7 +37,7 @@ class PointGoalEnv(gym.Env[Observation, Array]):
 
     def __init__(self, terminate: bool = False, scale: float = 0.5, render_mode: str | None = None) -> None:
         self.render_mode = render_mode
-        self.observation_space = goal_space(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
+        self.observation_space: Any = goal_space(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
         self.action_space = spaces.Box(-scale, 2 * scale, (2,))
         self.terminate = terminate
         self.place, self.goal = np.zeros(2), np.zeros(2)
@@ -89,7 +89,8 @@ class CountingGoalEnv(gym.Env[Observation, Array]):
 
     def __init__(self, number: int, script: Sequence[tuple[int, str]]) -> None:
         box = spaces.Box(-np.inf, np.inf, (1,), np.float64)
-        self.observation_space, self.action_space = goal_space(box, box), spaces.Box(-1, 1, (1,))
+        self.observation_space: Any = goal_space(box, box)
+        self.action_space = spaces.Box(-1, 1, (1,))
         self.number, self.script = number, script
         self._episode, self._t = -1, 0
 

@@ -77,8 +77,8 @@ def bounded_td_target(
 
 def deterministic_policy_loss(q_values: th.Tensor, actions: th.Tensor, action_l2: float) -> th.Tensor:
     """
-    ``-mean Q(s, pi(s)) + action_l2 mean |pi(s)|^2``: the deterministic policy gradient (Silver et al. 2014) with a penalty that
-    keeps the tanh of the actor out of saturation.
+    ``-mean Q(s, pi(s)) + action_l2 mean |pi(s)|^2``: the deterministic policy gradient (Silver et al. 2014) with a penalty
+    that keeps the tanh of the actor out of saturation.
 
     :param q_values: ``[B, 1]``, with gradient through the actions
     :param actions: ``[B, A]``, the policy's, scaled to [-1, 1]

@@ -18,8 +18,9 @@ from sb3_pg.her_ddpg.hindsight import EPISODE_STRATEGIES, BoolArray, FloatArray,
 
 GOAL_STRATEGIES = (*EPISODE_STRATEGIES, "random")
 AMBIGUOUS_TERMINATION = (
-    "the environment ended an episode and has no compute_terminated(): whether a transition ends the episode is kept as it was "
-    "recorded when its goal is replaced. Pass terminate_on_success=True if exactly the success ends it, or False for no warning"
+    "the environment ended an episode and has no compute_terminated(): whether a transition ends the episode is kept as it "
+    "was recorded when its goal is replaced. Pass terminate_on_success=True if exactly the success ends it, or False for no "
+    "warning"
 )
 
 Array = npt.NDArray[Any]
@@ -178,7 +179,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         assert isinstance(self.observation_space, spaces.Dict)
         # np.zeros takes memory when it is written to, not before.
         store = {
-            key: np.zeros((n, *get_obs_shape(space)), dtype=_storage_dtype(space))  # type: ignore[misc]  # not nested
+            key: np.zeros((n, *get_obs_shape(space)), dtype=_storage_dtype(space))
             for key, space in self.observation_space.spaces.items()
         }
         store["action"] = np.zeros((n, self.action_dim), dtype=np.float32)
@@ -271,7 +272,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
 
     # ---- sampling ----------------------------------------------------------------------------------------------------------
 
-    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]
+    def sample(self, batch_size: int, env: VecNormalize | None = None) -> DictReplayBufferSamples:  # type: ignore[override]  # as SB3's own
         """
         Sample transitions with replacement, all equally likely.
 
@@ -337,7 +338,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         return {key: self.to_torch(array, copy=False) for key, array in arrays.items()}
 
     def _goals(self, rows: IntArray, n_virtual: int) -> Array:
-        """The desired goals, ``[B, ...]``: achieved ones for the first ``n_virtual`` rows, the original ones for the others."""
+        """The desired goals, ``[B, ...]``: achieved ones for the first ``n_virtual`` rows, the original ones for the rest."""
         goals = self._take("desired_goal", rows)
         virtual = rows[:n_virtual]
         if self.goal_selection_strategy == "random":
@@ -438,6 +439,7 @@ def _strategy(strategy: GoalSelectionStrategy | str) -> str:
     return name.lower()
 
 
-def _storage_dtype(space: spaces.Space[Any]) -> npt.DTypeLike:
+def _storage_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
     """The networks compute in float32: more would only take memory."""
-    return np.float32 if space.dtype == np.float64 else space.dtype
+    dtype = np.dtype(space.dtype)
+    return np.dtype(np.float32) if dtype == np.float64 else dtype

@@ -175,8 +175,9 @@ class HERDDPG(DDPG):
 
     def _setup_model(self) -> None:
         # The zoo's yml files have lists.
-        self.train_freq = tuple(self.train_freq) if isinstance(self.train_freq, list) else self.train_freq  # type: ignore[assignment]
-        self.reward_range = tuple(self.reward_range) if isinstance(self.reward_range, list) else self.reward_range
+        for name in ("train_freq", "reward_range"):
+            value = getattr(self, name)
+            setattr(self, name, tuple(value) if isinstance(value, list) else value)
         if self.gamma is None:
             self.gamma = default_gamma(self.env)
         check_options(self)
@@ -315,7 +316,7 @@ class HERDDPG(DDPG):
                 return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
-            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]
+            self._store_transition(replay_buffer, buffer_actions, new_obs, rewards, dones, infos)  # type: ignore[arg-type]  # dictionaries
             self._update_current_progress_remaining(self.num_timesteps, self._total_timesteps)
             self._on_step()
             n_episodes += int(dones.sum())
@@ -380,7 +381,7 @@ class HERDDPG(DDPG):
                 for key, array in next_obs.items():
                     array[i] = infos[i]["terminal_observation"][key]
         replay_buffer.add(self._last_obs, next_obs, buffer_action, reward, dones, infos)  # type: ignore[arg-type]  # dictionaries
-        self._last_obs = new_obs  # type: ignore[assignment]  # SB3 declares it as None
+        self._last_obs = new_obs
 
     def _update_normalizer(self) -> None:
         assert self.replay_buffer is not None
@@ -471,7 +472,8 @@ class HERDDPG(DDPG):
         :return: loss
         """
         actions = self.actor(batch.inputs)
-        loss = losses.deterministic_policy_loss(self.critic.q1_forward(batch.inputs, actions), actions, self.action_l2)
+        q_values = self.critic.q1_forward(batch.inputs, actions)  # type: ignore[arg-type]  # SB3's hint forgets dictionaries
+        loss = losses.deterministic_policy_loss(q_values, actions, self.action_l2)
         self.actor.optimizer.zero_grad()
         # The critic's weights take no gradient: only those of the actor are asked for.
         loss.backward(inputs=list(self.actor.parameters()))  # type: ignore[no-untyped-call]  # torch

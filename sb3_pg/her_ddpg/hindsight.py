@@ -47,7 +47,7 @@ def segment_returns(
     n = rewards.shape[1]
     inside = np.arange(n) < lengths[:, None]
     ends = terminated & inside
-    terminal = ends.any(axis=1)
+    terminal: BoolArray = np.asarray(ends.any(axis=1))
     steps = np.where(terminal, ends.argmax(axis=1) + 1, lengths)
     discounts = (gamma ** np.arange(n)).astype(rewards.dtype)
     counted = np.where(np.arange(n) < steps[:, None], rewards, 0)

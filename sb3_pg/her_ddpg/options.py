@@ -44,7 +44,7 @@ class UnreadableInfo(dict[str, Any]):
     def _refuse(self, *_: object) -> Any:
         raise InfoAccessError
 
-    __getitem__ = __contains__ = __iter__ = get = keys = values = items = pop = setdefault = _refuse  # type: ignore[assignment]
+    __getitem__ = __contains__ = __iter__ = get = keys = values = items = pop = setdefault = _refuse
 
     def __reduce__(self) -> tuple[type["UnreadableInfo"], tuple[()]]:
         # Pickled for environments in processes of their own; a dictionary would be iterated.
@@ -76,7 +76,7 @@ def check_options(algorithm: "HERDDPG") -> None:
 
 def check_environment(algorithm: "HERDDPG") -> None:
     """
-    Check that the environment can tell rewards in hindsight. It is asked for a few; it is reset only if it cannot answer before.
+    Check that the environment can tell rewards in hindsight. It is asked for a few, and reset only if it cannot answer before.
 
     :param algorithm: algorithm with an environment
     :raises ValueError: it is no goal environment, ``compute_reward`` is not vectorised or reads ``info``, its rewards are out
@@ -87,8 +87,8 @@ def check_environment(algorithm: "HERDDPG") -> None:
     normalize = algorithm.get_vec_normalize_env()
     if normalize is not None and (normalize.norm_obs or normalize.norm_reward):
         raise ValueError(
-            "VecNormalize and HERDDPG exclude one another: the policy normalises observations and goals itself, and rewards are "
-            "recomputed without it. Remove `normalize` from the yml, or pass norm_obs=False and norm_reward=False"
+            "VecNormalize and HERDDPG exclude one another: the policy normalises observations and goals itself, and rewards "
+            "are recomputed without it. Remove `normalize` from the yml, or pass norm_obs=False and norm_reward=False"
         )
     if not env.has_attr("compute_reward"):
         raise ValueError(
@@ -98,8 +98,8 @@ def check_environment(algorithm: "HERDDPG") -> None:
     for key in ("achieved_goal", "desired_goal"):
         if own[key].shape != algorithm.observation_space[key].shape:  # type: ignore[index]  # checked to be a Dict
             raise ValueError(
-                f"a wrapper changes the shape of {key} from {own[key].shape}, and compute_reward does not know: remove it (such "
-                "as frame stacking), or wrap each environment before it is vectorised"
+                f"a wrapper changes the shape of {key} from {own[key].shape}, and compute_reward does not know: remove it "
+                "(such as frame stacking), or wrap each environment before it is vectorised"
             )
     try:
         _probe(algorithm, env, own)
@@ -253,8 +253,8 @@ def _ask(env: VecEnv, method: str, achieved: Array, desired: Array, info: Any) -
         return env.env_method(method, achieved, desired, info, indices=[0])[0]
     except InfoAccessError:
         raise ValueError(
-            f"the environment's {method} reads its `info`, which a replay buffer does not keep for other goals: let it depend on "
-            "the achieved and the desired goal alone, and move what else it needs into the goals"
+            f"the environment's {method} reads its `info`, which a replay buffer does not keep for other goals: let it depend "
+            "on the achieved and the desired goal alone, and move what else it needs into the goals"
         ) from None
     except (EOFError, ConnectionError):
         raise ValueError(

@@ -41,6 +41,7 @@ def fill(buffer: HindsightReplayBuffer, env: VecEnv, n_steps: int, obs: Any = No
     obs = env.reset() if obs is None else obs
     for t in range(n_steps):
         actions = np.full((env.num_envs, 1), -1 + t / 1000, np.float32)
+        new_obs: Any
         new_obs, rewards, dones, infos = env.step(actions)
         next_obs = {key: array.copy() for key, array in new_obs.items()}
         for i in np.flatnonzero(dones):
@@ -193,8 +194,9 @@ def test_a_new_goal_changes_where_the_episode_ends() -> None:
     for option in (None, True, False):
         buffer = make_buffer(env, terminate_on_success=option, reward_range=(-1, 0), goal_selection_strategy="future")
         rng = np.random.default_rng(1)
-        obs = env.reset()
+        obs: Any = env.reset()
         for _ in range(300):
+            new_obs: Any
             new_obs, rewards, dones, infos = env.step(rng.uniform(-0.5, 0.5, (1, 2)))
             next_obs = {key: infos[0]["terminal_observation"][key][None] if dones[0] else new_obs[key] for key in new_obs}
             buffer.add(obs, next_obs, np.zeros((1, 2)), rewards, dones, infos)
@@ -269,7 +271,7 @@ def test_an_episode_must_fit() -> None:
 @pytest.mark.parametrize("reward", [-1.5, 0.5, float("nan"), float("-inf")])
 def test_rewards_out_of_range(reward: float) -> None:
     env = counting_envs([[(9, "truncated")]])
-    obs = env.reset()
+    obs: Any = env.reset()
     buffer = make_buffer(env, reward_range=(-1, 0))
     with pytest.raises(ValueError, match="reward_range"):
         buffer.add(obs, obs, np.zeros((1, 1)), np.array([reward]), np.array([False]), [{}])

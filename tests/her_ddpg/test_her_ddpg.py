@@ -133,14 +133,14 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=str)
 def test_wrong_options(wrong: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         make(**wrong)
     assert [word for word in words if word not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=str)
 def test_load_rejects_them_too(wrong: dict[str, Any], words: list[str]) -> None:
-    with pytest.raises(ValueError, match=".") as error:
+    with pytest.raises(ValueError, match=r".") as error:
         HERDDPG.load(saved(make()), env=point_envs(), device="cpu", **wrong)
     assert [word for word in words if word not in str(error.value)] == []
 
@@ -203,7 +203,7 @@ class Unready(Variant):
 
 
 class NoReward(Variant):
-    compute_reward = property()  # type: ignore[assignment]  # reading it is an AttributeError
+    compute_reward = property()  # reading it is an AttributeError
 
 
 class FurtherKey(Variant):
@@ -232,7 +232,7 @@ def test_environments_that_cannot_be_relabelled(env_class: type[PointGoalEnv], w
 
     good = point_envs(1)
     for attempt in (lambda: make(build()), lambda: make(good).set_env(build())):
-        with pytest.raises((ValueError, AssertionError), match=".") as error:
+        with pytest.raises((ValueError, AssertionError), match=r".") as error:
             attempt()
         assert isinstance(error.value, ValueError) or "camera" in words
         assert isinstance(error.value, AssertionError) or [word for word in words if word not in str(error.value)] == []
@@ -255,7 +255,7 @@ def test_a_constant_termination_need_not_be_vectorised() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"norm_obs": False}, {"norm_reward": False}])
-def test_normalising_twice(kwargs: dict[str, bool]) -> None:
+def test_normalising_twice(kwargs: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="VecNormalize and HERDDPG exclude one another"):
         make(VecNormalize(point_envs(), **kwargs))
 
@@ -265,13 +265,13 @@ def test_a_wrapper_that_does_nothing_is_fine() -> None:
 
 
 def test_stacked_frames_are_rejected() -> None:
-    with pytest.raises(ValueError, match="achieved_goal.*frame stacking"):
+    with pytest.raises(ValueError, match=r"achieved_goal.*frame stacking"):
         make(VecFrameStack(point_envs(), 2))
 
 
 def test_gamma_needs_a_time_limit() -> None:
     env = Monitor(PointGoalEnv())
-    with pytest.raises(ValueError, match="gamma=None.*TimeLimit"):
+    with pytest.raises(ValueError, match=r"gamma=None.*TimeLimit"):
         make(env)
     assert make(env, gamma=0.9).gamma == 0.9
     assert make(point_envs(1, horizon=20)).gamma == pytest.approx(0.95)
@@ -461,8 +461,9 @@ def test_the_statistics_are_part_of_the_policy(tmp_path: Path) -> None:
     normalizer.observation.shift += 1
     assert not np.array_equal(action, model.predict(obs)[0])  # type: ignore[arg-type]
     # The achieved goal is nothing to the networks.
-    obs["achieved_goal"] = obs["achieved_goal"] + 1  # type: ignore[call-overload, index]  # a dictionary
-    assert np.array_equal(model.predict(obs)[0], model.predict({**obs, "achieved_goal": obs["achieved_goal"] * 0})[0])  # type: ignore[arg-type, call-overload, dict-item, index]
+    elsewhere: Any = dict(obs)  # type: ignore[arg-type]  # a dictionary
+    elsewhere["achieved_goal"] = elsewhere["achieved_goal"] + 1
+    assert np.array_equal(model.predict(obs)[0], model.predict(elsewhere)[0])  # type: ignore[arg-type]  # a dictionary
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
@@ -638,7 +639,8 @@ def test_callbacks_of_sb3(tmp_path: Path) -> None:
     loaded = HERDDPG.load(sorted(tmp_path.glob("*.zip"))[0], env=point_envs(), device="cpu")
     loaded.load_replay_buffer(sorted(tmp_path.glob("*replay_buffer*.pkl"))[0])
     loaded.learn(40, reset_num_timesteps=False)
-    assert evaluate_policy(model, point_envs(), n_eval_episodes=2)[0] <= 0
+    mean: Any = evaluate_policy(model, point_envs(), n_eval_episodes=2)[0]
+    assert -10 <= mean <= 0
 
 
 def test_a_schedule_never_sees_a_progress_below_zero() -> None:

@@ -14,7 +14,8 @@ from sb3_pg import HERDDPG
 
 def success_rate(model: HERDDPG, env: VecEnv, n_episodes: int = 100) -> float:
     """Share of episodes of the deterministic policy that end in success."""
-    obs, results = env.reset(), []
+    obs = env.reset()
+    results: list[bool] = []
     while len(results) < n_episodes:
         actions, _ = model.predict(obs, deterministic=True)  # type: ignore[arg-type]  # a dictionary
         obs, _, dones, infos = env.step(actions)

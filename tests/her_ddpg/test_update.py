@@ -243,9 +243,14 @@ def test_cycles_are_what_the_formulas_say(options: dict[str, Any], monkeypatch: 
     model.learn(80)
     buffer = model.replay_buffer
     assert buffer is not None
-    samples = []
+    samples: list[Any] = []
     original = buffer.sample
-    monkeypatch.setattr(buffer, "sample", lambda *args: samples.append(original(*args)) or samples[-1])
+
+    def record(batch_size: int) -> Any:
+        samples.append(original(batch_size))
+        return samples[-1]
+
+    monkeypatch.setattr(buffer, "sample", record)
     reference = Reference(model)
     for optimizer in (model.actor.optimizer, model.critic.optimizer):
         optimizer.state.clear()
