@@ -353,7 +353,7 @@ def actions_taken(model: HERDDPG, n_steps: int) -> tuple[np.ndarray, np.ndarray]
 def test_gaussian_noise_is_relative_to_the_range_of_actions() -> None:
     for scale in (0.5, 50.0):
         model = make(point_envs(2, scale=scale), random_eps=0.0, action_noise_std=0.1, gradient_steps=0)
-        taken, own = actions_taken(model, 2000)
+        taken, own = actions_taken(model, 1000)
         noise = taken - own
         inside = np.abs(own) < 0.4
         assert inside.sum() > 500
@@ -362,14 +362,14 @@ def test_gaussian_noise_is_relative_to_the_range_of_actions() -> None:
 
 def test_random_actions_are_whole_and_uniform() -> None:
     model = make(random_eps=0.25, action_noise_std=0.0, gradient_steps=0)
-    taken, own = actions_taken(model, 6000)
+    taken, own = actions_taken(model, 2000)
     different = np.abs(taken - own) > 1e-5
     assert (different.any(axis=2) == different.all(axis=2)).all()
     random = different.all(axis=2)
-    assert random.mean() == pytest.approx(0.25, abs=6 * np.sqrt(0.25 * 0.75 / 6000))
+    assert random.mean() == pytest.approx(0.25, abs=6 * np.sqrt(0.25 * 0.75 / 2000))
     assert (random[:, 0] != random[:, 1]).any()  # one environment at a time
-    assert taken[random].mean() == pytest.approx(0, abs=6 * 0.58 / np.sqrt(3000))
-    assert taken[random].std() == pytest.approx(np.sqrt(1 / 3), rel=0.1)
+    assert taken[random].mean() == pytest.approx(0, abs=6 * 0.58 / np.sqrt(random.sum()))
+    assert taken[random].std() == pytest.approx(np.sqrt(1 / 3), rel=0.15)
 
 
 def test_without_exploration_the_policy_acts() -> None:
