@@ -8,6 +8,7 @@ The start-up hook and ``python -m sb3_pg.zoo --help`` rely on that.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from sb3_pg.her_ddpg.her_ddpg import HERDDPG
     from sb3_pg.nstep_a2c.nstep_a2c import NStepA2C
     from sb3_pg.svg0.svg0 import SVG0
     from sb3_pg.vpg.vpg import VPG
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
 
     __version__: str
 
-__all__ = ["NStepA2C", "SVG0", "VPG", "__version__", "register"]
+__all__ = ["HERDDPG", "SVG0", "VPG", "NStepA2C", "__version__", "register"]
 
 # Public name -> the module that defines it.
 _MODULES = {
     "NStepA2C": "sb3_pg.nstep_a2c.nstep_a2c",
     "SVG0": "sb3_pg.svg0.svg0",
+    "HERDDPG": "sb3_pg.her_ddpg.her_ddpg",
     "VPG": "sb3_pg.vpg.vpg",
     "register": "sb3_pg.zoo",
 }

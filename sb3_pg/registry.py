@@ -105,6 +105,7 @@ ALGOS: Mapping[str, Algorithm] = MappingProxyType(
             _row("vpg", "VPG"),
             _row("nstep_a2c", "NStepA2C"),
             _row("svg0", "SVG0"),
+            _row("her_ddpg", "HERDDPG"),
         ]
     }
 )

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 # The imports below do not import torch.
 os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 
+import gymnasium
 import hypothesis
 import pytest
 
@@ -26,7 +27,17 @@ ALGORITHMS: dict[str, dict[str, Any]] = {
     "vpg": {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 32},
     "nstep_a2c": {"policy": "MlpPolicy", "env": "CartPole-v1"},
     "svg0": {"policy": "MlpPolicy", "env": "Pendulum-v1", "learning_starts": 50, "buffer_size": 1000, "batch_size": 16},
+    "her_ddpg": {
+        "policy": "MultiInputPolicy",
+        "env": "PointGoal-v0",
+        "batch_size": 32,
+        "gradient_steps": 2,
+        "policy_kwargs": {"net_arch": [16]},
+    },
 }
+
+# A goal environment that is there wherever the tests are; the zoo finds environments in the registry alone.
+gymnasium.register("PointGoal-v0", entry_point="goal_envs:PointGoalEnv", max_episode_steps=10)
 
 # The same examples in every run, and none is too slow.
 hypothesis.settings.register_profile("deterministic", derandomize=True, deadline=None)

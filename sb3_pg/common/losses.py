@@ -106,3 +106,38 @@ def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entrop
     :return: scalar
     """
     return -(log_ent_coef * ((log_prob.detach().mean(dim=0) + target_entropy) * weights).sum()).sum()
+
+
+def bounded_td_target(
+    rewards: th.Tensor,
+    discounts: th.Tensor,
+    terminated: th.Tensor,
+    next_values: th.Tensor,
+    bounds: tuple[float, float] | None,
+) -> th.Tensor:
+    """
+    ``clip(r + gamma^m (1 - terminated) V', bounds)``, the target of a critic that is known to have bounded values
+    (Andrychowicz et al. 2017, appendix A).
+
+    :param rewards: ``[B, 1]``, sums of m discounted rewards
+    :param discounts: ``[B, 1]``, ``gamma^m``
+    :param terminated: ``[B, 1]``, 1 where the episode terminated within these steps
+    :param next_values: ``[B, 1]``, target network's value m steps later
+    :param bounds: least and greatest value; ``None``: no clipping
+    :return: ``[B, 1]``
+    """
+    target = rewards + discounts * (1 - terminated) * next_values
+    return target if bounds is None else target.clamp(*bounds)
+
+
+def deterministic_policy_loss(q_values: th.Tensor, actions: th.Tensor, action_l2: float) -> th.Tensor:
+    """
+    ``-mean Q(s, pi(s)) + action_l2 mean |pi(s)|^2``: the deterministic policy gradient (Silver et al. 2014) with a penalty
+    that keeps the tanh of the actor out of saturation.
+
+    :param q_values: ``[B, 1]``, with gradient through the actions
+    :param actions: ``[B, A]``, the policy's, scaled to [-1, 1]
+    :param action_l2: weight of the penalty, which is a mean over the dimensions of the action too
+    :return: scalar
+    """
+    return -q_values.mean() + action_l2 * actions.square().mean()

@@ -1,4 +1,4 @@
-"""What the search spaces of several algorithms have in common. A trial stores names and numbers; here they get their meaning."""
+"""What the search spaces of several algorithms have in common. A trial stores names and numbers: here is their meaning."""
 
 from typing import Any
 

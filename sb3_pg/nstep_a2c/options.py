@@ -94,7 +94,7 @@ def _check_loaded_optimizer(model: "NStepA2C") -> None:
         wanted = optimizer_kwargs(given["use_rms_prop"], 0.0).get("optimizer_class", th.optim.Adam)
         if wanted is not saved and saved in OPTIMIZERS:
             raise ValueError(
-                f"use_rms_prop={given['use_rms_prop']!r} asks for {wanted.__name__}, and the saved model has {saved.__name__}: "
+                f"use_rms_prop={given['use_rms_prop']!r} asks for {wanted.__name__}, the saved model has {saved.__name__}: "
                 "leave it out, or take over the networks alone, by set_parameters(..., exact_match=False) of a new model"
             )
     eps = kwargs.get("optimizer_kwargs", {}).get("eps")

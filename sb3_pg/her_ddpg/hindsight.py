@@ -1,0 +1,54 @@
+"""The mathematics of hindsight: which goals replace the desired one, and n-step returns. Pure numpy, arrays of a batch."""
+
+import numpy as np
+import numpy.typing as npt
+
+IntArray = npt.NDArray[np.int64]
+BoolArray = npt.NDArray[np.bool_]
+FloatArray = npt.NDArray[np.float32]
+
+# `random` is not among them: its goals do not come from the transition's own episode.
+EPISODE_STRATEGIES = ("future", "final", "episode")
+
+
+def goal_offsets(strategy: str, elapsed: IntArray, remaining: IntArray, rng: np.random.Generator) -> IntArray:
+    """
+    Choose the state of the same episode whose achieved goal becomes the desired one (Andrychowicz et al. 2017, section 4.5).
+
+    With s_0 to s_T the states of an episode and t the transition's step: ``future`` draws from s_{t+1} to s_T, ``final``
+    takes s_T, ``episode`` draws from s_1 to s_T.
+
+    :param strategy: one of these
+    :param elapsed: ``[B]``, t
+    :param remaining: ``[B]``, T - t, at least 1
+    :param rng: random numbers
+    :return: ``[B]``, how many steps later than s_t that state comes; not positive for an earlier one
+    """
+    if strategy == "future":
+        return rng.integers(1, remaining + 1)
+    if strategy == "final":
+        return remaining
+    return rng.integers(1, elapsed + remaining + 1) - elapsed
+
+
+def segment_returns(
+    rewards: FloatArray, terminated: BoolArray, lengths: IntArray, gamma: float
+) -> tuple[FloatArray, IntArray, BoolArray]:
+    """
+    n-step returns without their bootstrap: ``sum_{k<m} gamma^k r_k``, where a segment of m steps ends with the first
+    termination, or with its length.
+
+    :param rewards: ``[B, n]``; behind a segment's length anything
+    :param terminated: ``[B, n]``, likewise
+    :param lengths: ``[B]``, steps until the end of the segment or of its episode, from 1 to n
+    :param gamma: discount factor
+    :return: the sums ``[B]``, the numbers of steps m ``[B]``, and whether the segment ended with a termination ``[B]``
+    """
+    n = rewards.shape[1]
+    inside = np.arange(n) < lengths[:, None]
+    ends = terminated & inside
+    terminal: BoolArray = np.asarray(ends.any(axis=1))
+    steps = np.where(terminal, ends.argmax(axis=1) + 1, lengths)
+    discounts = (gamma ** np.arange(n)).astype(rewards.dtype)
+    counted = np.where(np.arange(n) < steps[:, None], rewards, 0)
+    return counted @ discounts, steps, terminal
