@@ -3,7 +3,7 @@ Draw what the look-ahead of the return does to learning: NStepA2C with k = 1, 5,
 
     python scripts/plot_horizons.py --seeds 5 --output docs/images/horizons.png
 
-Everything but k is the same, in both tasks. It takes about five minutes on one core.
+Everything but k is the same, in both tasks. It takes about three minutes of one core.
 """
 
 import argparse

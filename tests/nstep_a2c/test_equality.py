@@ -301,7 +301,8 @@ def test_each_loads_the_files_of_the_other_and_goes_on(writer: Any, reader: Any,
     saved = writer(env=envs(BOX, dictionary), **options).learn(120)
     same, other = (reloaded(saved, as_, env=envs(BOX, dictionary)) for as_ in (writer, reader))
     assert type(other) is reader
-    assert differences(state_of(saved), state_of(other)) == []
+    # One kernel for all parameters, or not: the same arithmetic.
+    assert {path.rpartition("/")[2] for path in differences(state_of(saved), state_of(other))} <= {"fused"}
     for model in (same, other):
         model.set_random_seed(7)
         model.learn(60, reset_num_timesteps=False)

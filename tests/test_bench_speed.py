@@ -1,0 +1,65 @@
+"""``scripts/bench_speed.py`` measures what it says: equal numbers of steps, taking turns, ratios within a round."""
+
+import dataclasses
+import functools
+import json
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import script_modules
+
+
+@pytest.fixture(scope="module")
+def bench_speed() -> ModuleType:
+    """
+    Import the script.
+
+    :return: The module.
+    """
+    script_modules.load("benchmark")  # its neighbour, which it imports
+    return script_modules.load("bench_speed")
+
+
+def test_ratios_are_taken_within_a_round(bench_speed: ModuleType) -> None:
+    """Both loops are slowed down alike in the second round, and the third is an outlier."""
+    speed = bench_speed.Speed({"SB3": [10.0, 5.0, 10.0], "sb3_pg": [30.0, 15.0, 90.0]})
+    assert speed.ratio("sb3_pg") == 3
+    assert speed.median("SB3") == 10
+
+
+def test_every_loop_takes_the_steps_of_the_row(bench_speed: ModuleType) -> None:
+    row = dataclasses.replace(bench_speed.ROWS["cartpole-8"], steps=80)
+    taken: dict[str, int] = {}
+    for name, run in bench_speed.loops_of(row).items():
+        result: Any = run()
+        taken[name] = 80 if result is None else result.num_timesteps
+    assert taken == {"environment": 80, "SB3": 80, "sb3_pg": 80}
+
+
+def test_the_first_round_does_not_count_and_all_take_turns(bench_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    order: list[str] = []
+    loops = {name: functools.partial(order.append, name) for name in ("environment", "SB3", "sb3_pg")}
+    monkeypatch.setattr(bench_speed, "loops_of", lambda _: loops)
+    speed = bench_speed.measure(bench_speed.ROWS["cartpole-1"], 2, lambda: None)
+    assert order == ["environment", "SB3", "sb3_pg"] * 3
+    assert {name: len(rounds) for name, rounds in speed.steps_per_second.items()} == dict.fromkeys(loops, 2)
+
+
+@pytest.mark.slow
+def test_a_whole_run(
+    bench_speed: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = {name: dataclasses.replace(row, steps=row.n_envs * 8) for name, row in bench_speed.ROWS.items()}
+    monkeypatch.setattr(bench_speed, "ROWS", {"cartpole-8": rows["cartpole-8"]})
+    bench_speed.main(["--rounds", "1", "--json", str(tmp_path / "speed.json")])
+    assert "| NStepA2C vs A2C, CartPole-v1 | 8 | 1 |" in capsys.readouterr().out
+    figures = json.loads((tmp_path / "speed.json").read_text())["steps_per_second"]["cartpole-8"]
+    assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in figures.values())
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--rounds", "0"]])
+def test_wrong_arguments_are_refused(bench_speed: ModuleType, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench_speed.main(arguments)
