@@ -49,12 +49,12 @@ def match_envs(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
 
 
 def make(
-    env: gym.Env[Any, Any] | VecEnv | None = None, policy: str = "MlpPolicy", algorithm: type[Model] = VPG, **kwargs: Any
+    env: gym.Env[Any, Any] | VecEnv | str | None = None, policy: str = "MlpPolicy", algorithm: type[Model] = VPG, **kwargs: Any
 ) -> Any:
     """
     Build a model that collects rollouts of six steps.
 
-    :param env: environments; :func:`match_envs` by default
+    :param env: environments or their id; :func:`match_envs` by default
     :param policy: name of the policy
     :param algorithm: its class
     :param kwargs: further arguments

@@ -180,10 +180,10 @@ class NumpyNetworks:
         if self.log_std is not None:
             actions: Float32Array = outputs + np.exp(self.log_std) * th.randn(outputs.shape).numpy()
             return actions
-        # Inverse of the distribution function, in float64: u * total stays below total, so the last action is the largest.
-        cumulative = np.cumsum(np.exp(outputs - outputs.max(axis=1, keepdims=True)), axis=1, dtype=np.float64)
-        below: npt.NDArray[np.bool_] = cumulative <= th.rand(len(outputs), 1).numpy() * cumulative[:, -1:]
-        choices: npt.NDArray[np.int64] = below.sum(axis=1)
+        # Of exponential clocks, each as fast as its action is probable, the first to ring: what torch.multinomial does, so
+        # that the actions are those of SB3.
+        times = th.empty(outputs.shape).exponential_().numpy()
+        choices: npt.NDArray[np.int64] = np.argmax(np.exp(outputs - outputs.max(axis=1, keepdims=True)) / times, axis=1)
         return choices
 
     def values(self, obs: Array) -> Float32Array:
@@ -267,6 +267,7 @@ def numpy_networks(policy: ActorCriticPolicy) -> NumpyNetworks | None:
     standard = (
         policy.device.type == "cpu"
         and all(getattr(type(policy), name) is getattr(ActorCriticPolicy, name) for name in _STANDARD_METHODS)
+        and vars(policy).keys().isdisjoint(_STANDARD_METHODS)
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
         and type(policy.pi_features_extractor) is type(policy.vf_features_extractor) is FlattenExtractor

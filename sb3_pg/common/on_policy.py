@@ -151,14 +151,13 @@ class RolloutCollector(OnPolicyAlgorithm):
         :return: actions as sampled, ``[N, *action_space.shape]``
         """
         if self._numpy_networks is not None:
-            return self._numpy_networks.sample(np.asarray(obs))
-        with th.no_grad():
-            distribution = self.policy.get_distribution(obs_as_tensor(obs, self.device))
-            actions = distribution.get_actions()
-        shape = self.action_space.shape
-        assert shape is not None
-        sampled: Array = actions.cpu().numpy().reshape(-1, *shape)
-        return sampled
+            sampled = self._numpy_networks.sample(np.asarray(obs))
+        else:
+            with th.no_grad():
+                distribution = self.policy.get_distribution(obs_as_tensor(obs, self.device))
+                sampled = distribution.get_actions().cpu().numpy()
+        assert self.action_space.shape is not None
+        return sampled.reshape(-1, *self.action_space.shape)
 
     def _environment_actions(self, actions: Array) -> Array:
         """Actions within the bounds of the action space."""
@@ -180,8 +179,9 @@ class RolloutCollector(OnPolicyAlgorithm):
     ) -> None:
         truncated = np.zeros_like(dones)
         for i in np.flatnonzero(dones):
-            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step.
-            truncated[i] = infos[i].get("TimeLimit.truncated", False)
+            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. Others may not
+            # tell the final observation: then there is nothing to bootstrap with.
+            truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
             if truncated[i] and used[i]:
                 rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
         assert self._last_obs is not None and self._last_episode_starts is not None

@@ -363,7 +363,9 @@ class VPG(ActorCriticAlgorithm):
 
     def _log_prob(self, batch: Batch) -> FloatArray:
         """Log-probability of the actions under the present policy, ``[S]``."""
-        if self._numpy_networks is not None:
+        # The optimal baseline goes through the modules, and SB3's policy keeps its latest distribution: one with a graph,
+        # which could not be copied, unless it is evaluated once more.
+        if self._numpy_networks is not None and self.baseline != "optimal":
             assert isinstance(batch.observations, th.Tensor)
             return self._numpy_networks.log_prob(batch.observations.numpy(), batch.actions.numpy())
         self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again

@@ -42,6 +42,12 @@ def networks_of(policy: ActorCriticPolicy) -> NumpyNetworks:
     return networks
 
 
+def bias_of(policy: ActorCriticPolicy) -> th.nn.Parameter:
+    bias = policy.action_net.bias
+    assert isinstance(bias, th.nn.Parameter)
+    return bias
+
+
 def expected_outputs(policy: ActorCriticPolicy, obs: np.ndarray) -> np.ndarray:
     with th.no_grad():
         distribution: Any = policy.get_distribution(policy.obs_to_tensor(obs)[0]).distribution
@@ -85,7 +91,7 @@ def test_it_follows_updates_and_loaded_parameters() -> None:
     networks = networks_of(policy)
     before = networks.policy_outputs(obs)
     policy.optimizer.zero_grad()
-    policy.evaluate_actions(th.as_tensor(obs), th.zeros(1))[1].sum().backward()
+    policy.evaluate_actions(th.as_tensor(obs), th.zeros(1))[1].sum().backward()  # type: ignore[no-untyped-call]  # torch
     policy.optimizer.step()
     assert not np.allclose(networks.policy_outputs(obs), before, atol=1e-6)
     policy.load_state_dict(other.state_dict())
@@ -121,28 +127,38 @@ def test_gaussian_moments() -> None:
     assert abs(np.corrcoef(actions.T)[0, 1]) < 0.02
 
 
-def test_impossible_actions_are_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """At both ends of what the generator can return."""
+def test_impossible_actions_are_never_drawn() -> None:
     policy = make(net_arch=[])
     with th.no_grad():
-        policy.action_net.weight.zero_()
-        policy.action_net.bias.copy_(th.tensor([-1e4, 0.0, 0.0, -1e4]))
-    networks = networks_of(policy)
-    for number, action in ((0.0, 1), (1 - 2**-24, 2)):
-        monkeypatch.setattr(th, "rand", lambda *shape, number=number: th.full(shape, number))
-        assert networks.sample(np.zeros((1, 3), dtype=np.float32)) == [action]
+        bias_of(policy).copy_(th.tensor([-1e4, 0.0, 0.0, -1e4]))
+    actions = networks_of(policy).sample(np.zeros((10_000, 3), dtype=np.float32))
+    assert set(actions) == {1, 2}
+
+
+@pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
+def test_actions_are_those_of_the_policy(action_space: gym.Space[Any]) -> None:
+    """From the same state of the generator."""
+    policy = make(action_space)
+    obs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
+    th.manual_seed(3)
+    with th.no_grad():
+        expected = policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
+    th.manual_seed(3)
+    assert networks_of(policy).sample(obs) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_seed_of_the_algorithm_decides() -> None:
     obs, networks = np.ones((4, 3), dtype=np.float32), networks_of(make())
-    draws = [(th.manual_seed(seed), networks.sample(obs))[1] for seed in (1, 1)]
-    assert np.array_equal(*draws)
+    th.manual_seed(1)
+    first = networks.sample(obs)
+    th.manual_seed(1)
+    assert np.array_equal(first, networks.sample(obs))
 
 
 def test_broken_parameters_are_an_error() -> None:
     policy = make()
     with th.no_grad():
-        policy.action_net.bias.fill_(float("nan"))
+        bias_of(policy).fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
         networks_of(policy).sample(np.ones((1, 3), dtype=np.float32))
 
@@ -156,6 +172,12 @@ class OwnPolicy(ActorCriticPolicy):
 
     def extract_features(self, *args: Any, **kwargs: Any) -> Any:
         return super().extract_features(*args, **kwargs)
+
+
+def with_a_method_of_its_own() -> ActorCriticPolicy:
+    policy = make()
+    policy.predict_values = lambda obs: th.zeros(len(obs), 1)  # type: ignore[method-assign]  # what tests and users do
+    return policy
 
 
 def with_hook() -> ActorCriticPolicy:
@@ -182,6 +204,7 @@ IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
         make(policy_class=OwnPolicy),
         make().double(),
         with_hook(),
+        with_a_method_of_its_own(),
     ],
     ids=lambda policy: (
         f"{type(policy).__name__}-{type(policy.observation_space).__name__}-{type(policy.action_space).__name__}"
@@ -256,10 +279,10 @@ def test_networks_know_whose_they_are() -> None:
     assert networks.belong_to(policy)
     assert not networks.belong_to(copy.deepcopy(policy))
     assert not copy.deepcopy(networks).belong_to(policy)
-    policy.action_net.bias.requires_grad_(False)
+    bias_of(policy).requires_grad_(False)
     assert not networks.belong_to(policy)
-    policy.action_net.bias.requires_grad_(True)
-    policy.action_net.bias.data = policy.action_net.bias.data.clone()
+    bias_of(policy).requires_grad_(True)
+    bias_of(policy).data = bias_of(policy).data.clone()
     assert not networks.belong_to(policy)
 
 
@@ -277,14 +300,11 @@ UPDATES: list[tuple[Any, dict[str, Any]]] = [
 def test_training_is_the_same_by_either_path(
     algorithm: Any, options: dict[str, Any], env: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Actions are not: categorical ones are drawn in another way."""
     models, logged = [], []
     for fast in (True, False):
         with monkeypatch.context() as patch:
             if not fast:
                 patch.setattr("sb3_pg.common.on_policy.numpy_networks", lambda _: None)
-            draws = np.random.default_rng(0)
-            patch.setattr(algorithm, "_sample_actions", lambda self, obs, draws=draws: random_actions(self, obs, draws))
             model = algorithm("MlpPolicy", env, seed=0, device="cpu", **options).learn(100)
         assert (model._numpy_networks is not None) == fast
         models.append(model)
@@ -292,9 +312,3 @@ def test_training_is_the_same_by_either_path(
     for fast_parameter, parameter in zip(*(model.policy.parameters() for model in models), strict=True):
         assert fast_parameter.detach().numpy() == pytest.approx(parameter.detach().numpy(), abs=2e-4)
     assert logged[0] == pytest.approx(logged[1], rel=1e-2, abs=1e-3)
-
-
-def random_actions(model: Any, obs: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-    if isinstance(model.action_space, spaces.Discrete):
-        return draws.integers(2, size=len(obs))
-    return draws.normal(size=(len(obs), 1)).astype(np.float32)

@@ -170,7 +170,7 @@ def test_the_same_rollouts_lead_to_the_same_parameters(case: Options) -> None:
     ours = NStepA2C(env=Replay(tape), **options)
     start = copy.deepcopy(ours.policy.state_dict())
     recorded = iter(actions)
-    ours._sample_actions = lambda _: next(recorded)  # type: ignore[method-assign]  # theirs
+    ours._sample_actions = lambda obs: next(recorded)  # type: ignore[method-assign]  # noqa: ARG005  # theirs, under the name it has
     ours.learn(N_ROLLOUTS * N_STEPS * env.num_envs)
     assert ours._n_updates == theirs._n_updates == N_ROLLOUTS
     assert next(recorded, None) is None
@@ -194,7 +194,8 @@ def test_training_by_oneself_takes_the_same_path(action: Any, dictionary: bool) 
     theirs, ours = ([answer[1] for answer in model.env.answers] for model in models)  # type: ignore[union-attr]  # a Tape
     assert len(np.unique(theirs)) > 10
     assert np.allclose(theirs, ours, atol=1e-4)
-    assert th.allclose(*(flat(model.policy.state_dict()) for model in models), atol=1e-4)
+    ends = [flat(model.policy.state_dict()) for model in models]
+    assert th.allclose(ends[0], ends[1], atol=1e-4)
 
 
 # ------------------------------------------------------------------------------------------------------------- arguments
@@ -315,7 +316,8 @@ def test_each_loads_the_files_of_the_other_and_goes_on(writer: Any, reader: Any,
 def test_networks_of_sb3_can_be_taken_over_by_a_model_with_a_critic_of_its_own() -> None:
     theirs = A2C(env=envs(), **arguments()).learn(60)
     ours = NStepA2C(env=envs(), **arguments(seed=5, value_learning_rate=1e-3))
-    ours.set_parameters({"policy": theirs.get_parameters()["policy"]}, exact_match=False)
+    networks: Any = {"policy": theirs.get_parameters()["policy"]}
+    ours.set_parameters(networks, exact_match=False)
     assert isinstance(ours.policy, ActorCriticPolicy)
     assert th.equal(flat(ours.policy.state_dict()), flat(theirs.policy.state_dict()))
     ours.learn(60)
