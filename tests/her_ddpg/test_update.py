@@ -9,6 +9,7 @@ import torch as th
 from goal_envs import goal_space, point_envs
 from gymnasium import spaces
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
+from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pg import HERDDPG
 from sb3_pg.common import losses
@@ -159,7 +160,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"terminate_on_success": True},
     {"policy_kwargs": {"net_arch": [8], "n_critics": 2}},
     {"policy_kwargs": {"net_arch": [8], "normalizer_kwargs": {"clip": 0.5}}},
-    {"learning_rate": lambda progress: 1e-2 * progress},
+    {"learning_rate": LinearSchedule(1e-2, 0.0, 1.0)},
 ]
 
 
