@@ -78,6 +78,23 @@ class PointGoalEnv(gym.Env[Observation, Array]):
         return self.compute_reward(achieved_goal, desired_goal, info) == (0 if self.terminate else 1)
 
 
+class InfoReward(PointGoalEnv):
+    """Its rewards are read from ``info``. Here, where processes of other environments find it too."""
+
+    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:  # noqa: ARG002 # only infos count
+        """
+        Reward.
+
+        :param achieved_goal: ignored
+        :param desired_goal: ignored
+        :param info: one, or one for each reward
+        :return: 0 or -1 each
+        """
+        if isinstance(info, dict):
+            return float(info["is_success"]) - 1
+        return np.array([float(i["is_success"]) - 1 for i in info])
+
+
 class CountingGoalEnv(gym.Env[Observation, Array]):
     """
     Episodes of given lengths. Everything is a number that tells where it is from: the state after t steps of episode e in

@@ -13,7 +13,7 @@ import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from goal_envs import PointGoalEnv, counting_envs, goal_space, point_envs
+from goal_envs import InfoReward, PointGoalEnv, counting_envs, goal_space, point_envs
 from gymnasium import spaces
 from stable_baselines3 import DDPG, HerReplayBuffer
 from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
@@ -177,13 +177,6 @@ class BranchingReward(Variant):
         if abs(achieved_goal[..., 0] - desired_goal[..., 0]) < 0.25:
             return 0.0
         return -1.0
-
-
-class InfoReward(Variant):
-    def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:  # noqa: ARG002 # only infos count
-        if isinstance(info, dict):
-            return float(info["is_success"]) - 1
-        return np.array([float(i["is_success"]) - 1 for i in info])
 
 
 class OptionalInfoReward(Variant):
