@@ -1,7 +1,8 @@
 """What VPG and NStepA2C do alike after a rollout: targets of the critic, gradient steps, the critic's optimizer, saving."""
 
+from abc import abstractmethod
 from functools import cached_property
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch as th
@@ -61,7 +62,7 @@ class ActorCriticAlgorithm(RolloutCollector):
 
     # The options with which actor and critic have one optimizer, for the message.
     _joint_critic: ClassVar[str] = "value_learning_rate=None"
-    n_steps: int | None  # type: ignore[assignment]  # None with whole episodes
+    n_steps: int | None  # type: ignore[assignment]  # SB3 says int; with whole episodes there is no such number
     normalize_advantage: bool
     value_learning_rate: float | str | Schedule | None
     # None: the critic is part of the policy's optimizer, or there is none.
@@ -95,6 +96,15 @@ class ActorCriticAlgorithm(RolloutCollector):
         self._fuse_optimizers()
         self._maybe_recommend_cpu(mlp_class_name=self.policy_aliases["MlpPolicy"].__name__)
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        # A loaded model may have another number of environments than the one that was constructed.
+        self._check_environments()
+        return super()._setup_learn(*args, **kwargs)
+
+    @abstractmethod
+    def _check_environments(self) -> None:
+        """Check the options that depend on the number of environments."""
+
     # ---- advantages --------------------------------------------------------------------------------------------------------
 
     def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
@@ -103,9 +113,9 @@ class ActorCriticAlgorithm(RolloutCollector):
         rollout_buffer.returns = self._returns(rollout_buffer)
         rollout_buffer.advantages = rollout_buffer.returns - self._baseline_values(rollout_buffer)
 
+    @abstractmethod
     def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
         """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
-        raise NotImplementedError
 
     def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
         """What is subtracted from the returns, ``[T, N]``."""
@@ -124,16 +134,11 @@ class ActorCriticAlgorithm(RolloutCollector):
         joint = targets is not None
         optimizers = [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
         differentiate = self._differentiate_modules if self._numpy_networks is None else self._differentiate_arrays
-        step = differentiate(batch, targets, optimizers)
+        step = differentiate(batch, targets)
         self._apply(optimizers, step.grad_norm, "policy gradient")
         return step
 
-    def _differentiate_arrays(
-        self,
-        batch: Batch,
-        targets: th.Tensor | None,
-        optimizers: list[th.optim.Optimizer],  # noqa: ARG002 # see its twin
-    ) -> PolicyStep:
+    def _differentiate_arrays(self, batch: Batch, targets: th.Tensor | None) -> PolicyStep:
         """The gradient by hand, for standard networks."""
         networks = self._numpy_networks
         assert networks is not None and isinstance(batch.observations, th.Tensor)
@@ -145,9 +150,7 @@ class ActorCriticAlgorithm(RolloutCollector):
         norm = clip_gradient(gradient, self.max_grad_norm)
         return PolicyStep(policy.log_prob, policy.policy_loss, policy.entropy_loss, value_loss, norm)
 
-    def _differentiate_modules(
-        self, batch: Batch, targets: th.Tensor | None, optimizers: list[th.optim.Optimizer]
-    ) -> PolicyStep:
+    def _differentiate_modules(self, batch: Batch, targets: th.Tensor | None) -> PolicyStep:
         """The gradient by autograd, for any network."""
         self.policy.set_training_mode(True)
         value_loss = None
@@ -159,10 +162,11 @@ class ActorCriticAlgorithm(RolloutCollector):
         policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale)
         entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
         loss = policy_loss + self.ent_coef * entropy_loss
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        (loss if value_loss is None else loss + self._resolved_vf_coef * value_loss).backward()  # type: ignore[no-untyped-call]  # torch
-        norm = self._clip([p for optimizer in optimizers for group in optimizer.param_groups for p in group["params"]])
+        if value_loss is not None:
+            loss = loss + self._resolved_vf_coef * value_loss
+        self.policy.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]  # torch has no types there
+        norm = self._clip(list(self.policy.parameters()))
         value_item = None if value_loss is None else value_loss.item()
         return PolicyStep(log_prob.detach().cpu().numpy(), policy_loss.item(), entropy_loss.item(), value_item, norm)
 
@@ -199,10 +203,12 @@ class ActorCriticAlgorithm(RolloutCollector):
                 "a critic with an optimizer of its own must not share parameters with the policy: pass "
                 f"policy_kwargs=dict(share_features_extractor=False), or {self._joint_critic} for a common optimizer"
             )
-        make = self.policy.optimizer_class
+        # Any, as in SB3's own call: torch's base class of optimizers declares no lr.
+        make: Any = self.policy.optimizer_class
         kwargs = self.policy.optimizer_kwargs
-        self.policy.optimizer = make(self._groups.actor, lr=self.lr_schedule(1), **kwargs)  # type: ignore[call-arg]  # SB3's own call
-        return make(self._groups.critic, lr=self._value_lr_schedule(1), **kwargs)  # type: ignore[call-arg]  # likewise
+        self.policy.optimizer = make(self._groups.actor, lr=self.lr_schedule(1), **kwargs)
+        value_optimizer: th.optim.Optimizer = make(self._groups.critic, lr=self._value_lr_schedule(1), **kwargs)
+        return value_optimizer
 
     def _fuse_optimizers(self) -> None:
         """One pass over all parameters instead of a dozen small operations for each; the arithmetic is the same."""

@@ -1,6 +1,7 @@
 """The one collect loop of the on-policy algorithms, by rollouts of fixed length or by whole episodes."""
 
 import math
+from abc import abstractmethod
 from collections import deque
 from typing import Any
 
@@ -105,13 +106,18 @@ class RolloutCollector(OnPolicyAlgorithm):
         callback.on_rollout_end()
         return True
 
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        # The policy may have got hooks or methods of its own since.
+        self._numpy_networks = None
+        return super()._setup_learn(*args, **kwargs)
+
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
         super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
+    @abstractmethod
     def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
         """Compute what the update needs, such as values, returns and advantages, from the stored rollout."""
-        raise NotImplementedError
 
     def _begin_rollout(self, env: VecEnv) -> npt.NDArray[np.int64]:
         """

@@ -2,7 +2,6 @@
 
 import copy
 import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,6 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.common.checks import is_number
 from sb3_pg.her_ddpg.buffers import (
     Array,
     HindsightReplayBuffer,
@@ -209,7 +209,7 @@ def _check_reward_range(reward_range: object) -> None:
 
 def _is_number(value: object) -> bool:
     """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
-    return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
+    return is_number(value) and not math.isnan(value)
 
 
 def _probe(algorithm: "HERDDPG", env: VecEnv, space: spaces.Dict) -> None:

@@ -1,12 +1,12 @@
 """Which options of SVG0 go together: one place for every check, each with the way out in its message."""
 
 import math
-from numbers import Real
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from gymnasium import spaces
 
+from sb3_pg.common.checks import is_number
 from sb3_pg.common.distributions import COVARIANCES
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
 
@@ -113,7 +113,7 @@ def _check_names(svg0: "SVG0") -> None:
 def _check_ranges(svg0: "SVG0") -> None:
     for name in ("gamma", "td_lambda", "tau"):
         value = getattr(svg0, name)
-        if not (_is_number(value) and 0 <= value <= 1):
+        if not (is_number(value) and 0 <= value <= 1):
             raise ValueError(f"{name}={value!r} must lie in [0, 1]")
     for name, minimum in (
         ("buffer_size", 1),
@@ -126,7 +126,7 @@ def _check_ranges(svg0: "SVG0") -> None:
         value = getattr(svg0, name)
         optional = name not in ("n_action_samples", "n_critics")
         if not (value is None and optional) and not (
-            isinstance(value, (int, np.integer)) and _is_number(value) and value >= minimum
+            isinstance(value, (int, np.integer)) and is_number(value) and value >= minimum
         ):
             raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
     _frequency(svg0.train_freq)
@@ -164,7 +164,7 @@ def _check_entropy(svg0: "SVG0") -> None:
             f'target_entropy={target!r} is ignored by the fixed ent_coef={svg0.ent_coef!r}: use ent_coef="auto", or '
             "target_entropy=None"
         )
-    if target not in (None, "auto") and not (_is_number(target) and math.isfinite(float(target))):
+    if target not in (None, "auto") and not (is_number(target) and math.isfinite(float(target))):
         raise ValueError(f'target_entropy={target!r} must be a number, "auto" or None')
 
 
@@ -221,13 +221,8 @@ def _frequency(train_freq: Any) -> tuple[int, str]:
     pair = tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
     frequency, unit = pair if len(pair) == 2 else (None, None)
     unit = getattr(unit, "value", unit)
-    if not (isinstance(frequency, int) and _is_number(frequency) and frequency >= 1) or unit not in ("step", "episode"):
+    if not (is_number(frequency) and isinstance(frequency, int) and frequency >= 1) or unit not in ("step", "episode"):
         raise ValueError(
             f"train_freq={train_freq!r} must be a number of steps of at least 1, or a pair such as (1, 'episode')"
         )
     return frequency, unit
-
-
-def _is_number(value: object) -> bool:
-    """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
-    return isinstance(value, Real) and not isinstance(value, bool)

@@ -168,10 +168,8 @@ class VPG(ActorCriticAlgorithm):
         self.n_steps = resolve_n_steps(self)
         super()._setup_model()
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        # A loaded model may have another number of environments than the one that was constructed.
+    def _check_environments(self) -> None:
         check_environments(self)
-        return super()._setup_learn(*args, **kwargs)
 
     def learn(
         self: SelfVPG,

@@ -196,7 +196,7 @@ def test_what_is_just_right_is_accepted(accepted: Options) -> None:
 
 
 def test_one_episode_will_do_without_baseline() -> None:
-    make(match_envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)
+    assert make(match_envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)._n_updates > 0
 
 
 @pytest.mark.parametrize("space", [spaces.Tuple([spaces.Discrete(2)]), spaces.Dict(a=spaces.Discrete(2))], ids=str)

@@ -198,3 +198,4 @@ def test_a_broken_gymnasium_robotics_is_one_warning(fake_robotics: Path) -> None
 def test_without_gymnasium_robotics_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # so Python marks a module that cannot be found
     patches.patch(rl_zoo3.import_envs)
+    assert sys.modules["gymnasium_robotics"] is None
