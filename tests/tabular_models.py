@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 import torch as th
-from on_policy_models import Model
+from model_checks import Model
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
 # SEEDS=25 in the environment runs 25 seeds of each test.

@@ -312,3 +312,14 @@ def test_training_is_the_same_by_either_path(
     for fast_parameter, parameter in zip(*(model.policy.parameters() for model in models), strict=True):
         assert fast_parameter.detach().numpy() == pytest.approx(parameter.detach().numpy(), abs=2e-4)
     assert logged[0] == pytest.approx(logged[1], rel=1e-2, abs=1e-3)
+
+
+def test_each_call_of_learn_looks_anew() -> None:
+    """A hook that came in between is heeded."""
+    model = NStepA2C("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(10)
+    assert model._numpy_networks is not None
+    calls: list[int] = []
+    model.policy.action_net.register_forward_hook(lambda *_: calls.append(1))
+    model.learn(10)
+    assert model._numpy_networks is None
+    assert len(calls) >= 10

@@ -13,7 +13,7 @@ import stable_baselines3
 import torch as th
 from envs import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv, QuadraticEnv
 from gymnasium import spaces
-from on_policy_models import (
+from model_checks import (
     A2C,
     Model,
     Options,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from on_policy_models import Options, differences, name_of, reloaded, state_of
+from model_checks import Options, differences, name_of, reloaded, state_of
 from smoke_envs import SCRIPTS, Script, scripted_vec_env
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import RolloutBuffer
@@ -188,7 +188,7 @@ def test_training_by_oneself_takes_the_same_path(action: Any, dictionary: bool) 
     models, starts = [], []
     for algorithm in (A2C, NStepA2C):
         model = algorithm(env=Tape(envs(action, dictionary)), **arguments(dictionary, use_rms_prop=True))
-        starts.append(state_of(model)["policy"])  # type: ignore[arg-type]  # A2C is like ours
+        starts.append(state_of(model)["policy"])
         models.append(model.learn(10 * N_STEPS * 3))
     assert differences(*starts) == []
     theirs, ours = ([answer[1] for answer in model.env.answers] for model in models)  # type: ignore[union-attr]  # a Tape
@@ -275,7 +275,7 @@ def test_a_buffer_of_ones_own_is_used_as_sb3_does(action: Any, kwargs: Options |
     options = arguments(use_rms_prop=True, rollout_buffer_class=Halved, rollout_buffer_kwargs=kwargs, gae_lambda=0.9)
     theirs, ours = (algorithm(env=envs(action), **options).learn(300) for algorithm in (A2C, NStepA2C))
     assert isinstance(ours.rollout_buffer, Halved)
-    assert differences(state_of(theirs), state_of(ours)) == []  # type: ignore[arg-type]  # A2C is like ours
+    assert differences(state_of(theirs), state_of(ours)) == []
     plain = NStepA2C(env=envs(action), **arguments(use_rms_prop=True, gae_lambda=0.9)).learn(300)
     assert not th.allclose(flat(plain.policy.state_dict()), flat(ours.policy.state_dict()), atol=1e-3)
     again = reloaded(ours, env=envs(action)).learn(300)

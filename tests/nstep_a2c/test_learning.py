@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from envs import QuadraticEnv, TabularVecEnv, bandit, chain, endless
-from on_policy_models import Options, name_of
+from model_checks import Options, name_of
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from on_policy_models import A2C as OURS
-from on_policy_models import Options, check_training, logged, make, match_envs, name_of, policy_for, reloaded
+from model_checks import A2C as OURS
+from model_checks import Options, check_training, logged, make, match_envs, name_of, policy_for, reloaded
 from smoke_envs import Recorder, scripted_vec_env
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes

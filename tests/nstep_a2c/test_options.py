@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch as th
 from gymnasium import spaces
-from on_policy_models import A2C as OURS
-from on_policy_models import Options, ScaledBuffer, assert_matters, assert_names_all, make, match_envs, name_of, reloaded
+from model_checks import A2C as OURS
+from model_checks import Options, ScaledBuffer, assert_matters, assert_names_all, make, match_envs, name_of, reloaded
 from smoke_envs import ScriptedEnv
 from stable_baselines3 import A2C
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
-from on_policy_models import Options
+from model_checks import Options
 from smoke_envs import Recorder, scripted_vec_env
 from stable_baselines3.common.vec_env import DummyVecEnv
 

@@ -1,18 +1,18 @@
 """SVG0 does what users of Stable-Baselines3 expect of an off-policy algorithm."""
 
 import copy
-import io
 from pathlib import Path
 from typing import Any
 
 import gymnasium as gym
+import model_checks
 import numpy as np
 import pytest
 import torch as th
 from envs import OBSERVATION_SPACES, MatchEnv, QuadraticEnv
 from gymnasium import spaces
+from model_checks import Captured, differences, logged, policy_for, reloaded
 from smoke_envs import Recorder, ScriptedEnv, scripted_vec_env
-from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.callbacks import (
     BaseCallback,
     CheckpointCallback,
@@ -21,7 +21,7 @@ from stable_baselines3.common.callbacks import (
     StopTrainingOnMaxEpisodes,
 )
 from stable_baselines3.common.evaluation import evaluate_policy
-from stable_baselines3.common.logger import KVWriter, Logger
+from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.policies import BasePolicy
@@ -51,10 +51,6 @@ def name_of(options: Options) -> str:
     return "-".join(f"{key}={value}" for key, value in options.items() if key not in REPLAY) or "replay"
 
 
-def policy_for(observation: str) -> str:
-    return {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_image": "MultiInputPolicy"}.get(observation, "MlpPolicy")
-
-
 def match_envs(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
     return DummyVecEnv([lambda: Monitor(MatchEnv(**{"action": "box", **kwargs}))] * n_envs)
 
@@ -71,48 +67,12 @@ def state_of(model: SVG0) -> State:
     return copy.deepcopy({**model.get_parameters(), "log_ent_coef": model.log_ent_coef})
 
 
-def differences(left: Any, right: Any, path: str = "") -> list[str]:
-    """Where two nested structures differ."""
-    if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
-        return [found for key in left for found in differences(left[key], right[key], f"{path}/{key}")]
-    if isinstance(left, list) and isinstance(right, list) and len(left) == len(right):
-        pairs = enumerate(zip(left, right, strict=True))
-        return [found for i, (one, other) in pairs for found in differences(one, other, f"{path}/{i}")]
-    equal = th.equal(left, right) if isinstance(left, th.Tensor) and isinstance(right, th.Tensor) else left == right
-    return [] if equal else [path]
-
-
-def reloaded(model: BaseAlgorithm, **kwargs: Any) -> SVG0:
-    file = io.BytesIO()
-    model.save(file)
-    file.seek(0)
-    return SVG0.load(file, **kwargs)
-
-
 # ------------------------------------------------------------------------------------------------------- it runs with
 
 
 def check_training(model: SVG0, n_steps: int = 40) -> None:
-    """It trains, counts honestly, stays finite, and predicts actions of the space for one and for many observations."""
-    before = state_of(model)["policy"]
-    recorder = Recorder()
-    model.learn(n_steps, callback=recorder)
-    assert model.env is not None
-    assert model.num_timesteps == recorder.n_calls * model.n_envs >= n_steps
-    after = model.get_parameters()["policy"]
-    for part in ("actor.", "critic.", "critic_target."):
-        assert any(name.startswith(f"/{part}") for name in differences(before, after)), part
-    assert all(value.isfinite().all() for value in after.values())
-    obs = model.env.reset()
-    for deterministic in (True, False):
-        actions, state = model.predict(obs, deterministic=deterministic)  # type: ignore[arg-type]  # not a tuple here
-        assert state is None
-        assert len(actions) == model.n_envs
-        first = {key: part[0] for key, part in obs.items()} if isinstance(obs, dict) else np.asarray(obs)[0]
-        single, _ = model.predict(first, deterministic=deterministic)
-        for action in (*actions, single):
-            assert model.action_space.contains(np.asarray(action, dtype=model.action_space.dtype))
-        assert not deterministic or np.allclose(single, actions[0], atol=1e-5)
+    """All networks are trained, besides what every algorithm has to do."""
+    model_checks.check_training(model, n_steps, ("actor.", "critic.", "critic_target."))
 
 
 @pytest.mark.parametrize("observation", OBSERVATION_SPACES)
@@ -448,28 +408,6 @@ def test_callbacks_that_stop(mode: Options) -> None:
 
 
 # -------------------------------------------------------------------------------------------------------------- logger
-
-
-class Captured(KVWriter):
-    """Keeps what is logged: one dictionary for each dump."""
-
-    def __init__(self) -> None:
-        self.dumps: list[dict[str, Any]] = []
-
-    def write(self, key_values: dict[str, Any], key_excluded: dict[str, tuple[str, ...]], step: int = 0) -> None:
-        assert key_values.keys() == key_excluded.keys()
-        self.dumps.append({**key_values, "step": step})
-
-    def close(self) -> None:
-        pass
-
-
-def logged(model: SVG0, n_steps: int) -> list[dict[str, Any]]:
-    captured = Captured()
-    model.set_logger(Logger(folder=None, output_formats=[captured]))
-    model.learn(n_steps)
-    model.logger.dump(model.num_timesteps)  # what the last update recorded
-    return captured.dumps
 
 
 @pytest.mark.parametrize(

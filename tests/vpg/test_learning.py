@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch as th
 from envs import QuadraticEnv, TabularVecEnv, bandit, chain, endless
-from on_policy_models import Options
+from model_checks import Options
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from tabular_models import GAMMA, SEEDS, CutsLookLikeEnds, action_probabilities, tabular, values

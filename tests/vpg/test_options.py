@@ -11,7 +11,7 @@ import pytest
 import torch as th
 from envs import OBSERVATION_SPACES, QuadraticEnv
 from gymnasium import spaces
-from on_policy_models import Options, ScaledBuffer, assert_matters, assert_names_all, match_envs, name_of
+from model_checks import Options, ScaledBuffer, assert_matters, assert_names_all, match_envs, name_of
 from smoke_envs import ScriptedEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 

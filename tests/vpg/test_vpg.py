@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch as th
 from envs import ACTION_SPACES
-from on_policy_models import Options, check_training, logged, make, match_envs, name_of, reloaded
+from model_checks import Options, check_training, logged, make, match_envs, name_of, reloaded
 from stable_baselines3 import A2C
 from stable_baselines3.common.vec_env import VecNormalize
 
