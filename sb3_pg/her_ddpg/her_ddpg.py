@@ -26,6 +26,7 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch.nn import functional as F
 
 from sb3_pg.common import losses
+from sb3_pg.common.off_policy import OffPolicyCollector, descend
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
 from sb3_pg.her_ddpg.options import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 from sb3_pg.her_ddpg.policies import MultiInputPolicy
@@ -53,7 +54,7 @@ class _Batch(NamedTuple):
     terminated: th.Tensor
 
 
-class HERDDPG(DDPG):
+class HERDDPG(OffPolicyCollector, DDPG):
     """
     DDPG with hindsight experience replay (Andrychowicz et al. 2017, https://arxiv.org/abs/1707.01495), with the settings of
     Plappert et al. 2018 (https://arxiv.org/abs/1802.09464) as defaults.
@@ -198,6 +199,10 @@ class HERDDPG(DDPG):
         ).to(self.device)
         self._create_aliases()
 
+    def _create_aliases(self) -> None:
+        super()._create_aliases()
+        self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
+
     def _make_replay_buffer(self) -> HindsightReplayBuffer:
         assert self.replay_buffer_class is not None and issubclass(self.replay_buffer_class, HindsightReplayBuffer)
         assert self.gamma is not None
@@ -265,7 +270,7 @@ class HERDDPG(DDPG):
         self.replay_buffer = loaded
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng"]
+        return [*super()._excluded_save_params(), "_rng", "_actor_parameters", "_critic_parameters"]
 
     # ---- collecting --------------------------------------------------------------------------------------------------------
 
@@ -311,8 +316,7 @@ class HERDDPG(DDPG):
 
             callback.update_locals(locals())
             if not callback.on_step():
-                # The environments have gone on without us: let the next call of learn() reset them.
-                self._last_obs = None
+                self._forget_observation()
                 return RolloutReturn(n_steps * env.num_envs, n_episodes, continue_training=False)
 
             self._update_info_buffer(infos, dones)
@@ -332,10 +336,6 @@ class HERDDPG(DDPG):
                 action_noise.reset(**({"indices": [i]} if len(dones) > 1 else {}))
             if log_interval is not None and self._episode_num % log_interval == 0:
                 self.dump_logs()
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last cycle goes beyond the steps asked for, and a linear learning rate would turn negative there.
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
@@ -462,9 +462,7 @@ class HERDDPG(DDPG):
             )
         q_values = self.critic(batch.inputs, batch.actions)
         loss = th.stack([F.mse_loss(q, targets) for q in q_values]).sum()
-        self.critic.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
-        self.critic.optimizer.step()
+        descend(self.critic.optimizer, loss, self._critic_parameters)
         return loss.detach(), q_values[0].detach().mean()
 
     def _update_actor(self, batch: _Batch) -> th.Tensor:
@@ -474,10 +472,7 @@ class HERDDPG(DDPG):
         actions = self.actor(batch.inputs)
         q_values = self.critic.q1_forward(batch.inputs, actions)  # type: ignore[arg-type]  # SB3's hint forgets dictionaries
         loss = losses.deterministic_policy_loss(q_values, actions, self.action_l2)
-        self.actor.optimizer.zero_grad()
-        # The critic's weights take no gradient: only those of the actor are asked for.
-        loss.backward(inputs=list(self.actor.parameters()))  # type: ignore[no-untyped-call]  # torch
-        self.actor.optimizer.step()
+        descend(self.actor.optimizer, loss, self._actor_parameters)
         return loss.detach()
 
     def _update_targets(self) -> None:

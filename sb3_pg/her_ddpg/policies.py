@@ -11,6 +11,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDi
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
+from sb3_pg.common.fused_mlp import FusedMLP, fuse_critics
+from sb3_pg.common.off_policy import with_fused_adam
 from sb3_pg.her_ddpg.normalizer import GoalNormalizer
 
 NET_ARCH = [256, 256, 256]
@@ -49,9 +51,31 @@ class _TakesFeatures(BaseModel):
 class GoalActor(_TakesFeatures, Actor):
     """Deterministic policy of observations or features."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        assert isinstance(self.mu, nn.Sequential)
+        self.mu = FusedMLP(*self.mu)
+
 
 class GoalCritic(_TakesFeatures, ContinuousCritic):
     """Q-function of observations or features, and actions."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fuse_critics(self)
+
+    def q1_forward(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        What the actor ascends.
+
+        :param obs: observations or features
+        :param actions: ``[B, A]``, scaled to [-1, 1]
+        :return: values of the first critic, ``[B, 1]``, with gradient to the actions alone
+        """
+        with th.no_grad():
+            features = self.extract_features(obs, self.features_extractor)
+        values: th.Tensor = self.q_networks[0](th.cat([features, actions], dim=1), frozen=True)
+        return values
 
 
 class MultiInputPolicy(TD3Policy):
@@ -106,7 +130,7 @@ class MultiInputPolicy(TD3Policy):
             features_extractor_kwargs,
             normalize_images,
             optimizer_class,
-            _with_fused_adam(optimizer_class, optimizer_kwargs),
+            with_fused_adam(optimizer_class, optimizer_kwargs),
             n_critics,
             share_features_extractor,
         )
@@ -170,11 +194,3 @@ class MultiInputPolicy(TD3Policy):
     def _get_constructor_parameters(self) -> dict[str, Any]:
         data = super()._get_constructor_parameters()
         return {**data, "normalize_inputs": self.normalize_inputs, "normalizer_kwargs": self.normalizer_kwargs}
-
-
-def _with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """The same arithmetic in one pass over all parameters."""
-    chosen = {} if kwargs is None else dict(kwargs)
-    if optimizer_class is th.optim.Adam and not {"fused", "foreach", "capturable", "differentiable"} & chosen.keys():
-        chosen["fused"] = True
-    return chosen

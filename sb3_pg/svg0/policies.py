@@ -18,6 +18,8 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pg.common.distributions import COVARIANCES, GaussianActions, n_off_diagonal, n_standard_deviations
+from sb3_pg.common.fused_mlp import FusedMLP, fuse_critics
+from sb3_pg.common.off_policy import with_fused_adam
 
 # As in SB3's SAC: below, the density overflows; above, a squashed sample is always at one of its bounds.
 LOG_STD_MIN = -20
@@ -93,7 +95,7 @@ class GaussianActor(BasePolicy):
         self.min_std = min_std
         dim = get_action_dim(action_space)
         latent_dim = net_arch[-1] if net_arch else features_dim
-        self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.latent_pi = FusedMLP(*create_mlp(features_dim, -1, net_arch, activation_fn))
         self.mu = nn.Linear(latent_dim, dim)
 
         def head(n_entries: int, initial: float) -> nn.Linear | Scale:
@@ -140,15 +142,21 @@ class GaussianActor(BasePolicy):
 class QNetworks(ContinuousCritic):
     """SB3's critic, which judges any number of actions in each state and looks at the state once."""
 
-    def values(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        fuse_critics(self)
+
+    def values(self, obs: PyTorchObs, actions: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
         :param obs: observations ``[S, ...]``
         :param actions: K actions for each of them, ``[K, S, A]``
+        :param frozen: the gradient goes to the actions alone
         :return: ``[C, K, S]``, of each of the C critics
         """
-        features = self.extract_features(obs, self.features_extractor)
+        with th.set_grad_enabled(th.is_grad_enabled() and not frozen):
+            features = self.extract_features(obs, self.features_extractor)
         inputs = th.cat([features.expand(len(actions), *features.shape), actions], dim=-1)
-        return th.stack([q_network(inputs).squeeze(-1) for q_network in self.q_networks])
+        return th.stack([q_network(inputs, frozen).squeeze(-1) for q_network in self.q_networks])
 
 
 class SVG0Policy(BasePolicy):
@@ -202,8 +210,6 @@ class SVG0Policy(BasePolicy):
             raise ValueError(f"covariance={covariance!r} is unknown: choose one of {', '.join(map(repr, COVARIANCES))}")
         if not min_std >= 0:
             raise ValueError(f"min_std={min_std!r} must not be negative")
-        if optimizer_kwargs is None and optimizer_class is th.optim.Adam:
-            optimizer_kwargs = {"fused": True}
         super().__init__(
             observation_space,
             action_space,
@@ -211,7 +217,7 @@ class SVG0Policy(BasePolicy):
             features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=optimizer_kwargs,
+            optimizer_kwargs=with_fused_adam(optimizer_class, optimizer_kwargs),
             squash_output=squash_output,
         )
         self.net_arch = [256, 256] if net_arch is None else net_arch

@@ -10,13 +10,13 @@ import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
-from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict
 from stable_baselines3.common.utils import get_parameters_by_name
 
 from sb3_pg.common import losses, returns
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
+from sb3_pg.common.off_policy import OffPolicyCollector, descend
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.options import (
@@ -50,7 +50,7 @@ class _Draws(NamedTuple):
     log_prob: th.Tensor | None
 
 
-class SVG0(OffPolicyAlgorithm):
+class SVG0(OffPolicyCollector):
     """
     Stochastic value gradients SVG(0) (Heess et al. 2015, https://arxiv.org/abs/1510.09142): the actions of a Gaussian policy
     are written as functions of the state and of noise, ``a = mean(s) + L(s) z``, and the policy ascends
@@ -224,8 +224,7 @@ class SVG0(OffPolicyAlgorithm):
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
         # Gradients are asked for by name: the actor step must not reach the critic's weights.
-        self._actor_parameters = [p for p in self.actor.parameters() if p.requires_grad]
-        self._critic_parameters = [p for p in self.critic.parameters() if p.requires_grad]
+        self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
         networks = (self.critic_target, self.critic)
         self._averaged: list[list[th.Tensor]] = [list(network.parameters()) for network in networks]
         self._copied: list[list[th.Tensor]] = [list(get_parameters_by_name(network, ["running_"])) for network in networks]
@@ -278,8 +277,7 @@ class SVG0(OffPolicyAlgorithm):
             self.replay_buffer.reset()
         rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training:
-            # The environments have taken a step that is not stored: let the next call of learn() reset them.
-            self._last_obs = None
+            self._forget_observation()
         return rollout
 
     def _sample_action(
@@ -331,10 +329,6 @@ class SVG0(OffPolicyAlgorithm):
         super()._store_transition(replay_buffer, *args, **kwargs)
         assert isinstance(replay_buffer, (SequenceReplayBuffer, SequenceDictReplayBuffer))
         replay_buffer.set_log_probs(self._log_probs)
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     # ---- updates -----------------------------------------------------------------------------------------------------------
 
@@ -397,7 +391,7 @@ class SVG0(OffPolicyAlgorithm):
         ent_coef = self.log_ent_coef.detach().exp()
         loss = losses.temperature_loss(self.log_ent_coef, log_prob, self._target_entropy, weights)
         assert self.ent_coef_optimizer is not None
-        _descend(self.ent_coef_optimizer, loss, [self.log_ent_coef])
+        descend(self.ent_coef_optimizer, loss, [self.log_ent_coef])
         record |= {"ent_coef": ent_coef.squeeze(), "ent_coef_loss": loss.detach()}
         return ent_coef
 
@@ -438,22 +432,23 @@ class SVG0(OffPolicyAlgorithm):
         actions = th.tanh(batch.samples) if self.squash_output else batch.samples
         q_values = self.critic.values(batch.observations, actions[None])[:, 0]
         loss = losses.critic_loss(q_values, targets, batch.weights)
-        _descend(self.critic.optimizer, loss, self._critic_parameters)
+        descend(self.critic.optimizer, loss, self._critic_parameters)
         record["critic_loss"] = loss.detach()
 
     def _update_actor(self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor, record: dict[str, th.Tensor]) -> None:
         if self.gradient_estimator == "pathwise":
-            q_values = self._lowest(self.critic, batch.observations, draws.policy.actions(draws.samples))
+            actions = draws.policy.actions(draws.samples)
+            q_values = self._lowest(self.critic, batch.observations, actions, frozen=True)
             loss = losses.pathwise_loss(q_values, batch.weights)
         else:
             constants = draws.samples.detach()
-            q_values = self._lowest(self.critic, batch.observations, draws.policy.actions(constants))
+            q_values = self._lowest(self.critic, batch.observations, draws.policy.actions(constants), frozen=True)
             # The density of the samples: the one of the actions differs from it by a constant.
             loss = losses.likelihood_ratio_loss(draws.policy.sample_log_prob(constants), q_values, batch.weights)
         if draws.log_prob is not None:
             # Through the samples: at a constant sample the expected gradient of log pi is zero.
             loss = loss + (ent_coef * draws.log_prob.mean(dim=0) * batch.weights).sum()
-        _descend(self.actor.optimizer, loss, self._actor_parameters)
+        descend(self.actor.optimizer, loss, self._actor_parameters)
         record["actor_loss"] = loss.detach()
 
     @th.no_grad()
@@ -465,12 +460,15 @@ class SVG0(OffPolicyAlgorithm):
             th._foreach_copy_(self._copied[0], self._copied[1])
 
     @staticmethod
-    def _lowest(critic: QNetworks, observations: th.Tensor | TensorDict, actions: th.Tensor) -> th.Tensor:
+    def _lowest(
+        critic: QNetworks, observations: th.Tensor | TensorDict, actions: th.Tensor, frozen: bool = False
+    ) -> th.Tensor:
         """
         :param actions: ``[K, S, A]``
+        :param frozen: the gradient goes to the actions alone
         :return: the smallest value of all critics, ``[K, S]``
         """
-        values = critic.values(observations, actions)
+        values = critic.values(observations, actions, frozen)
         return values[0] if len(values) == 1 else values.amin(dim=0)
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
@@ -514,13 +512,6 @@ class SVG0(OffPolicyAlgorithm):
         if self.log_ent_coef is None:
             return state_dicts, []
         return [*state_dicts, "ent_coef_optimizer"], ["log_ent_coef"]
-
-
-def _descend(optimizer: th.optim.Optimizer, loss: th.Tensor, parameters: list[Any]) -> None:
-    """One step of an optimizer; no gradient is computed for anything but the parameters."""
-    optimizer.zero_grad()
-    loss.backward(inputs=parameters)  # type: ignore[no-untyped-call]  # torch
-    optimizer.step()
 
 
 def _importance_ratios(log_prob: FloatArray, behaviour_log_prob: FloatArray) -> FloatArray:

@@ -373,7 +373,7 @@ def test_the_entropy_bonus_flows_through_the_sample(estimator: str, covariance: 
 class Quadratic(th.nn.Module):
     """In place of the critics: ``Q(s, a) = 3 - 2 |a - target|^2``."""
 
-    def values(self, _: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    def values(self, _: th.Tensor, actions: th.Tensor, frozen: bool = False) -> th.Tensor:  # noqa: ARG002 # as QNetworks
         return (3 - 2 * (actions - th.tensor([0.4, -0.2])).square().sum(dim=-1))[None]
 
 
