@@ -1,5 +1,5 @@
 """
-How fast training is, beside Stable-Baselines3 and beside the environment alone.
+How fast training is, in environment steps (or updates) per second, beside Stable-Baselines3 and beside the environment alone.
 
     python scripts/bench_speed.py                        # all rows
     python scripts/bench_speed.py cartpole-8 cartpole-1 --rounds 9 --json speed.json
@@ -9,6 +9,7 @@ What counts is the ratio to SB3 within a round, and of the ratios the median.
 """
 
 import argparse
+import functools
 import json
 import statistics
 import sys
@@ -18,18 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import torch as th
 from benchmark import machine, versions
-from stable_baselines3 import A2C
+from stable_baselines3 import A2C, DDPG, HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from stable_baselines3.common.vec_env import VecEnv
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
-from sb3_pg import VPG, NStepA2C
+from sb3_pg import HERDDPG, SVG0, VPG, NStepA2C
 
 SEED = 0
+UPDATE_EXPERIENCE = 10_000
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,9 @@ class Row:
     :param ours: our algorithm
     :param our_options: its arguments
     :param threads: threads of torch
+    :param policy: name of the policy of both
+    :param batch_size: with this, updates with minibatches of that size are counted, not steps: experience of
+        ``UPDATE_EXPERIENCE`` steps is collected beforehand
     """
 
     title: str
@@ -57,15 +63,35 @@ class Row:
     ours: type[BaseAlgorithm]
     our_options: dict[str, Any]
     threads: int = 1
+    policy: str = "MlpPolicy"
+    batch_size: int | None = None
 
 
 ONE_STEP = {"n_steps": 256, "advantage_estimator": "reward_to_go", "n_value_updates": 1}
+SAME_NETWORKS = {"policy_kwargs": {"net_arch": [256, 256]}}
+SB3_HER = {"replay_buffer_class": HerReplayBuffer, "policy_kwargs": {"net_arch": [256, 256, 256]}}
 ROWS = {
     "cartpole-8": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 8, 8000, A2C, {}, NStepA2C, {}),
     "cartpole-1": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 1, 2000, A2C, {}, NStepA2C, {}),
     "cheetah-8": Row("NStepA2C vs A2C, HalfCheetah-v5", "HalfCheetah-v5", 8, 4000, A2C, {}, NStepA2C, {}),
     "vpg-cartpole-8": Row(
         "VPG vs A2C, n_steps 256, CartPole-v1", "CartPole-v1", 8, 16384, A2C, {"n_steps": 256}, VPG, ONE_STEP
+    ),
+    "svg0-pendulum": Row(
+        "SVG0 (TD(0)) vs DDPG, Pendulum-v1", "Pendulum-v1", 1, 600, DDPG, SAME_NETWORKS, SVG0, {"td_lambda": 0.0}, threads=2
+    ),
+    "her-fetch": Row(
+        "HERDDPG vs DDPG + HerReplayBuffer, FetchPush-v4, updates of 2048",
+        "FetchPush-v4",
+        1,
+        20,
+        DDPG,
+        SB3_HER,
+        HERDDPG,
+        {},
+        threads=2,
+        policy="MultiInputPolicy",
+        batch_size=2048,
     ),
 }
 
@@ -75,7 +101,7 @@ class Speed:
     """
     What was measured of one row.
 
-    :param steps_per_second: name of each loop -> its environment steps per second in each round
+    :param steps_per_second: name of each loop -> its environment steps (or updates) per second in each round
     """
 
     steps_per_second: dict[str, list[float]]
@@ -114,19 +140,28 @@ def loops_of(row: Row) -> dict[str, Callable[[], object]]:
     :return: name -> function that takes the row's number of environment steps
     """
 
+    if row.env.startswith("Fetch"):
+        import gymnasium_robotics  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra, untyped
+
+        gym.register_envs(gymnasium_robotics)
+
     def make(algorithm: type[BaseAlgorithm], options: dict[str, Any]) -> Callable[[], object]:
         env = make_vec_env(row.env, row.n_envs, seed=SEED)
-        model: Any = algorithm("MlpPolicy", env, seed=SEED, device="cpu", **options)
-        return lambda: model.learn(row.steps)
+        if row.batch_size is None:
+            model: Any = algorithm(row.policy, env, seed=SEED, device="cpu", **options)
+            return functools.partial(model.learn, row.steps)
+        # Random actions, no update yet.
+        model = algorithm(row.policy, env, seed=SEED, device="cpu", **options, learning_starts=UPDATE_EXPERIENCE + 1)
+        model.learn(UPDATE_EXPERIENCE)
+        return functools.partial(model.train, row.steps, row.batch_size)
 
+    loops = {"SB3": make(row.theirs, row.their_options), "sb3_pg": make(row.ours, row.our_options)}
+    if row.batch_size is not None:
+        return loops
     alone = make_vec_env(row.env, row.n_envs, seed=SEED)
     alone.action_space.seed(SEED)
     alone.reset()
-    return {
-        "environment": lambda: step_alone(alone, row.steps),
-        "SB3": make(row.theirs, row.their_options),
-        "sb3_pg": make(row.ours, row.our_options),
-    }
+    return {"environment": lambda: step_alone(alone, row.steps), **loops}
 
 
 def measure(row: Row, rounds: int, tick: Callable[[], object]) -> Speed:
@@ -158,14 +193,15 @@ def markdown(rows: Sequence[Row], speeds: Sequence[Speed]) -> str:
     :return: table in Markdown
     """
     lines = [
-        "| loop | environments | threads | SB3, steps/s | sb3_pg, steps/s | sb3_pg / SB3 | environment alone / SB3 |",
+        "| loop | environments | threads | SB3, per second | sb3_pg, per second | sb3_pg / SB3 | environment alone / SB3 |",
         "|---|---|---|---|---|---|---|",
     ]
     for row, speed in zip(rows, speeds, strict=True):
         ratios = [speed.steps_per_second["sb3_pg"][i] / sb3 for i, sb3 in enumerate(speed.steps_per_second["SB3"])]
+        alone = f"{speed.ratio('environment'):.1f}" if "environment" in speed.steps_per_second else ""
         lines.append(
             f"| {row.title} | {row.n_envs} | {row.threads} | {speed.median('SB3'):,.0f} | {speed.median('sb3_pg'):,.0f} | "
-            f"**{speed.ratio('sb3_pg'):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) | {speed.ratio('environment'):.1f} |"
+            f"**{speed.ratio('sb3_pg'):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) | {alone} |"
         )
     return "\n".join(lines)
 

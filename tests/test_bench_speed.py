@@ -38,6 +38,19 @@ def test_every_loop_takes_the_steps_of_the_row(bench_speed: ModuleType) -> None:
     assert taken == {"environment": 80, "SB3": 80, "sb3_pg": 80}
 
 
+def test_updates_are_counted_where_the_row_says_so(bench_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench_speed, "UPDATE_EXPERIENCE", 300)
+    row = dataclasses.replace(bench_speed.ROWS["svg0-pendulum"], steps=3, batch_size=64)
+    loops = bench_speed.loops_of(row)
+    assert set(loops) == {"SB3", "sb3_pg"}
+    for run in loops.values():
+        assert isinstance(run, functools.partial)
+        model = run.func.__self__  # type: ignore[attr-defined]  # a method of the model
+        assert (model.num_timesteps, model._n_updates) == (300, 0)
+        run()
+        assert model._n_updates == 3
+
+
 def test_the_first_round_does_not_count_and_all_take_turns(bench_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     order: list[str] = []
     loops = {name: functools.partial(order.append, name) for name in ("environment", "SB3", "sb3_pg")}
