@@ -16,7 +16,7 @@ from stable_baselines3.common.utils import get_parameters_by_name
 
 from sb3_pg.common import losses, returns
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
-from sb3_pg.common.off_policy import OffPolicyCollector, descend
+from sb3_pg.common.off_policy import OffPolicyBase, descend
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.options import (
@@ -50,7 +50,7 @@ class _Draws(NamedTuple):
     log_prob: th.Tensor | None
 
 
-class SVG0(OffPolicyCollector):
+class SVG0(OffPolicyBase):
     """
     Stochastic value gradients SVG(0) (Heess et al. 2015, https://arxiv.org/abs/1510.09142): the actions of a Gaussian policy
     are written as functions of the state and of noise, ``a = mean(s) + L(s) z``, and the policy ascends
@@ -101,6 +101,8 @@ class SVG0(OffPolicyCollector):
     :param n_critics: number of critics; the smallest value counts
     :param ent_coef: weight of the entropy bonus; ``"auto"`` or ``"auto_0.1"`` to adapt it, from 1 or 0.1 on
     :param target_entropy: entropy that an automatic ``ent_coef`` aims at; minus the number of action dimensions if not given
+    :param bf16: matrix products of the updates in bfloat16: half the time on processors that have instructions for it, and a
+        little less exact
     :raises ValueError: options that exclude one another or are out of range; an unsupported action space
     """
 
@@ -156,6 +158,7 @@ class SVG0(OffPolicyCollector):
         n_critics: int = 1,
         ent_coef: str | float = 0.0,
         target_entropy: str | float | None = None,
+        bf16: bool = False,
     ) -> None:
         super().__init__(
             policy,
@@ -197,6 +200,7 @@ class SVG0(OffPolicyCollector):
         self.n_critics = n_critics
         self.ent_coef = ent_coef
         self.target_entropy = target_entropy
+        self.bf16 = bf16
         self._automatic: dict[str, int] = {}
         if _init_setup_model:
             self._setup_model()
@@ -220,6 +224,7 @@ class SVG0(OffPolicyCollector):
         self.policy_kwargs = given
         self._create_aliases()
         self._setup_entropy()
+        self._check_precision()
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
@@ -343,7 +348,8 @@ class SVG0(OffPolicyCollector):
         self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         self._update_learning_rate(optimizers + ([self.ent_coef_optimizer] if self.ent_coef_optimizer else []))
-        records = [self._update(self._next_batch(batch_size)) for _ in range(gradient_steps)]
+        with self._precision():
+            records = [self._update(self._next_batch(batch_size)) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in records[0]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_pg.common.fused_mlp import FEW_COLUMNS, FusedMLP
+from sb3_pg.common.fused_mlp import FEW_COLUMNS, MIN_REDUCED, FusedMLP, reduced_precision, reducible
 from sb3_pg.common.off_policy import descend
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -183,3 +183,62 @@ def test_descend_leaves_frozen_and_unused_parameters() -> None:
     descend(th.optim.Adam(parameters, lr=0.1), network(th.randn(5, 3)).sum(), parameters)
     moved = [not th.equal(p, old) for p, old in zip(parameters, before, strict=True)]
     assert moved == [False, True, True, True, False]
+
+
+# ---- reduced precision -----------------------------------------------------------------------------------------------------
+
+
+def rounded(x: th.Tensor) -> th.Tensor:
+    return x.bfloat16().float()
+
+
+def test_reduced_precision_rounds_the_large_products_alone() -> None:
+    """The first layer has few inputs and the last few outputs: both stay as they are."""
+    th.manual_seed(0)
+    network = stack([MIN_REDUCED - 1, MIN_REDUCED, MIN_REDUCED, MIN_REDUCED - 1], nn.ReLU)
+    x = th.randn(32, MIN_REDUCED - 1)
+    first, second, third = (m for m in network if isinstance(m, nn.Linear))
+    with th.no_grad():
+        hidden = th.relu(first(x))
+        hidden = rounded(th.relu(rounded(hidden) @ rounded(second.weight).t() + rounded(second.bias)))
+        with reduced_precision(network):
+            output = network(x)
+        assert output.dtype == th.float32
+        # The product itself rounds once more, and not in the same order.
+        assert th.allclose(output, third(hidden), atol=0.02)
+        assert not th.allclose(output, network(x), atol=1e-6)
+
+
+def test_gradients_in_reduced_precision_are_nearly_the_exact_ones() -> None:
+    th.manual_seed(0)
+    network = stack([5, 256, 256, 2], nn.Tanh, nn.Tanh)
+    x = th.randn(512, 5, requires_grad=True)
+    cotangent = th.randn(512, 2)
+    exact = gradients(network, x, cotangent)
+    with reduced_precision(network):
+        reduced = gradients(network, x, cotangent)
+    for ours, wanted in zip(reduced, exact, strict=True):
+        assert ours.dtype == th.float32
+        assert 0 < (ours - wanted).norm() < 0.02 * wanted.norm()
+
+
+def test_reduced_precision_ends_with_its_block_even_by_an_error() -> None:
+    network = nn.ModuleDict({"inner": stack([64, 64, 64], nn.ReLU)})
+    x = th.randn(4, 64)
+    exact = network["inner"](x)
+    with pytest.raises(KeyError), reduced_precision(network):
+        raise KeyError
+    assert th.equal(network["inner"](x), exact)
+
+
+@pytest.mark.parametrize(
+    ("network", "expected"),
+    [
+        (stack([5, 256, 256, 1], nn.ReLU), True),
+        (stack([5, 256, 1], nn.ReLU), False),
+        (FusedMLP(nn.Linear(5, 256), nn.ELU(), nn.Linear(256, 256)), False),
+        (nn.Sequential(nn.Linear(256, 256)), False),
+    ],
+)
+def test_reducible_says_whether_it_matters(network: nn.Module, expected: bool) -> None:
+    assert reducible(network) is expected

@@ -128,6 +128,8 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     *(({"replay_buffer_kwargs": {name: 1}}, [name, "own argument"]) for name in options.BUFFER_ARGUMENTS),
     ({"replay_buffer_kwargs": {"goal_selection_strategy": "past"}}, ["goal_selection_strategy", "'random'"]),
     ({"optimize_memory_usage": True}, ["optimize_memory_usage"]),
+    ({"bf16": True}, ["bf16=True", "64 units"]),
+    ({"bf16": "yes"}, ["bf16='yes'", "True or False"]),
 ]
 
 

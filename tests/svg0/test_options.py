@@ -91,6 +91,9 @@ WRONG: list[tuple[Options, list[str]]] = [
         ({"replay_buffer_class": each}, [each.__name__, "SequenceReplayBuffer", "None"])
         for each in (ReplayBuffer, DictReplayBuffer, NStepReplayBuffer, HerReplayBuffer, SequenceDictReplayBuffer)
     ),
+    # reduced precision: the networks of these tests are small
+    ({"bf16": True}, ["bf16=True", "64 units"]),
+    ({"bf16": "yes"}, ["bf16='yes'", "True or False"]),
     # arguments in two places
     *(({"policy_kwargs": {name: 1}}, [name, "policy_kwargs"]) for name in options.NETWORK_OPTIONS),
     ({"policy_kwargs": {"min_std": -0.1}}, ["min_std=-0.1", "negative"]),
@@ -252,6 +255,7 @@ EFFECTIVE: list[Options] = [
     {"n_critics": 2},
     {"ent_coef": 0.1},
     {"ent_coef": "auto"},
+    {"bf16": True, "policy_kwargs": {"net_arch": [64, 64]}},
     {"policy_kwargs": {"min_std": 0.5}},
     {"policy_kwargs": {"log_std_init": 0.5}},
 ]
@@ -263,9 +267,11 @@ def result_of(changed: Options) -> th.Tensor:
     return th.cat([p.detach().ravel() for p in model.critic.parameters()])
 
 
+@pytest.mark.filterwarnings("ignore:bf16=True")
 @pytest.mark.parametrize("changed", EFFECTIVE, ids=str)
 def test_every_option_has_an_effect(changed: Options) -> None:
-    plain, other = result_of({}), result_of(changed)
+    plain = result_of({"policy_kwargs": changed["policy_kwargs"]} if "bf16" in changed else {})
+    other = result_of(changed)
     assert other.isfinite().all()
     assert plain.shape != other.shape or not th.equal(plain, other)
 
