@@ -14,6 +14,7 @@ from sb3_pg.common import losses
 from sb3_pg.common.buffers import PolicyGradientBuffer
 from sb3_pg.common.numpy_networks import clip_gradient
 from sb3_pg.common.on_policy import RolloutCollector, as_schedule
+from sb3_pg.common.optimizers import take_step
 from sb3_pg.common.policies import ParameterGroups, parameter_groups
 from sb3_pg.common.returns import FloatArray
 
@@ -194,7 +195,7 @@ class ActorCriticAlgorithm(RolloutCollector):
                 f"the {what} is not finite ({norm}): lower the learning rate, clip with max_grad_norm, or normalise rewards"
             )
         for optimizer in optimizers:
-            optimizer.step()
+            take_step(optimizer)
 
     def _separate_critic(self) -> th.optim.Optimizer:
         """Give actor and critic an optimizer each."""

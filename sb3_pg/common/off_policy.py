@@ -1,9 +1,7 @@
 """What the off-policy algorithms share."""
 
 import warnings
-from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -43,31 +41,3 @@ class OffPolicyBase(OffPolicyAlgorithm):
     def _precision(self) -> AbstractContextManager[None]:
         """What updates run in."""
         return reduced_precision(self.policy) if self.bf16 else nullcontext()
-
-
-def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
-    """
-    :param optimizer_class: of a policy
-    :param kwargs: its arguments
-    :return: the same, with the same arithmetic in one pass over all parameters where the user chose no implementation of Adam
-    """
-    chosen = {} if kwargs is None else dict(kwargs)
-    if optimizer_class is th.optim.Adam and not {"fused", "foreach", "capturable", "differentiable"} & chosen.keys():
-        chosen["fused"] = True
-    return chosen
-
-
-def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, parameters: Sequence[th.Tensor]) -> None:
-    """
-    One step of an optimizer.
-
-    :param optimizer: of these parameters
-    :param loss: scalar
-    :param parameters: no gradient is computed for anything else, nor for those that are frozen
-    """
-    trained = [parameter for parameter in parameters if parameter.requires_grad]
-    for parameter, gradient in zip(trained, th.autograd.grad(loss, trained, allow_unused=True), strict=True):
-        # Fused optimizers walk through memory: both must be laid out alike.
-        alike = gradient is None or gradient.stride() == parameter.stride()
-        parameter.grad = gradient if alike else th.empty_like(parameter).copy_(gradient)
-    optimizer.step()

@@ -26,7 +26,8 @@ from stable_baselines3.td3.policies import TD3Policy
 from torch.nn import functional as F
 
 from sb3_pg.common import losses
-from sb3_pg.common.off_policy import OffPolicyBase, descend
+from sb3_pg.common.off_policy import OffPolicyBase
+from sb3_pg.common.optimizers import descend
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
 from sb3_pg.her_ddpg.options import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 from sb3_pg.her_ddpg.policies import MultiInputPolicy

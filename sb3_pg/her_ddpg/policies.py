@@ -12,7 +12,7 @@ from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
 from sb3_pg.common.fused_mlp import FusedMLP, fuse_critics
-from sb3_pg.common.off_policy import with_fused_adam
+from sb3_pg.common.optimizers import with_fused_adam
 from sb3_pg.her_ddpg.normalizer import GoalNormalizer
 
 NET_ARCH = [256, 256, 256]

@@ -19,7 +19,7 @@ from torch import nn
 
 from sb3_pg.common.distributions import COVARIANCES, GaussianActions, n_off_diagonal, n_standard_deviations
 from sb3_pg.common.fused_mlp import FusedMLP, fuse_critics
-from sb3_pg.common.off_policy import with_fused_adam
+from sb3_pg.common.optimizers import with_fused_adam
 
 # As in SB3's SAC: below, the density overflows; above, a squashed sample is always at one of its bounds.
 LOG_STD_MIN = -20

@@ -16,7 +16,8 @@ from stable_baselines3.common.utils import get_parameters_by_name
 
 from sb3_pg.common import losses, returns
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
-from sb3_pg.common.off_policy import OffPolicyBase, descend
+from sb3_pg.common.off_policy import OffPolicyBase
+from sb3_pg.common.optimizers import descend
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.options import (

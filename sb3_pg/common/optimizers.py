@@ -1,0 +1,119 @@
+"""Steps of optimizers without their bookkeeping."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch as th
+
+# Whatever makes a step of Adam more than its formula.
+_UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+
+
+class _Plan(NamedTuple):
+    """
+    The tensors of an optimizer, looked up once.
+
+    :param state: the optimizer's own dictionary, which is another one after ``load_state_dict()``
+    :param group: its only group of parameters, likewise
+    :param parameters: all of them
+    :param averages: of the gradients
+    :param squares: averages of their squares
+    :param steps: how many steps each parameter has taken
+    """
+
+    state: Any
+    group: dict[str, Any]
+    parameters: list[th.Tensor]
+    averages: list[th.Tensor]
+    squares: list[th.Tensor]
+    steps: list[th.Tensor]
+
+
+def take_step(optimizer: th.optim.Optimizer) -> None:
+    """
+    ``optimizer.step()``, without what torch does around the arithmetic (as long as the arithmetic itself, for small networks)
+    if it is a fused Adam with one group of parameters on a CPU, that nobody watches.
+
+    :param optimizer: any
+    """
+    plan = _plan_of(optimizer)
+    gradients = [] if plan is None else [parameter.grad for parameter in plan.parameters if parameter.grad is not None]
+    if plan is None or len(gradients) < len(plan.parameters):
+        optimizer.step()
+        return
+    group = plan.group
+    with th.no_grad():
+        th._foreach_add_(plan.steps, 1)
+        th._fused_adam_(
+            plan.parameters,
+            gradients,
+            plan.averages,
+            plan.squares,
+            [],
+            plan.steps,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            amsgrad=False,
+            maximize=False,
+            grad_scale=None,
+            found_inf=None,
+        )
+
+
+def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
+    if type(optimizer) is not th.optim.Adam or len(optimizer.param_groups) != 1:
+        return None
+    group = optimizer.param_groups[0]
+    # A learning rate scheduler puts a step of its own into the instance.
+    watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
+    if watched or not group["fused"] or any(group.get(name) for name in _UNUSUAL) or not isinstance(group["lr"], float):
+        return None
+    plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
+    fresh = plan is not None and plan.state is optimizer.state and plan.group is group
+    if plan is None or not fresh or len(plan.parameters) != len(group["params"]):
+        plan = _make_plan(optimizer, group)
+        vars(optimizer)["_sb3_pg_plan"] = plan
+    return plan
+
+
+def _make_plan(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> _Plan | None:
+    """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
+    parameters = list(group["params"])
+    states = [optimizer.state[parameter] for parameter in parameters if parameter in optimizer.state]
+    if len(states) != len(parameters) or not all(state for state in states):
+        return None
+    if any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
+        return None
+    columns = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    return _Plan(optimizer.state, group, parameters, *columns)
+
+
+def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:
+    """
+    :param optimizer_class: of a policy
+    :param kwargs: its arguments
+    :return: the same, with the same arithmetic in one pass over all parameters where the user chose no implementation of Adam
+    """
+    chosen = {} if kwargs is None else dict(kwargs)
+    if optimizer_class is th.optim.Adam and not {"fused", "foreach", "capturable", "differentiable"} & chosen.keys():
+        chosen["fused"] = True
+    return chosen
+
+
+def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, parameters: Sequence[th.Tensor]) -> None:
+    """
+    One step down a loss.
+
+    :param optimizer: of these parameters
+    :param loss: scalar
+    :param parameters: no gradient is computed for anything else, nor for those that are frozen
+    """
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    for parameter, gradient in zip(trained, th.autograd.grad(loss, trained, allow_unused=True), strict=True):
+        # Fused optimizers walk through memory: both must be laid out alike.
+        alike = gradient is None or gradient.stride() == parameter.stride()
+        parameter.grad = gradient if alike else th.empty_like(parameter).copy_(gradient)
+    take_step(optimizer)
