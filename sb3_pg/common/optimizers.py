@@ -13,17 +13,15 @@ class _Plan(NamedTuple):
     """
     The tensors of an optimizer, looked up once.
 
-    :param state: the optimizer's own dictionary, which is another one after ``load_state_dict()``
-    :param group: its only group of parameters, likewise
     :param parameters: all of them
+    :param states: the optimizer's own dictionary of each, which is another one after ``load_state_dict()``
     :param averages: of the gradients
     :param squares: averages of their squares
     :param steps: how many steps each parameter has taken
     """
 
-    state: Any
-    group: dict[str, Any]
     parameters: list[th.Tensor]
+    states: list[dict[str, th.Tensor]]
     averages: list[th.Tensor]
     squares: list[th.Tensor]
     steps: list[th.Tensor]
@@ -41,7 +39,7 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
     if plan is None or len(gradients) < len(plan.parameters):
         optimizer.step()
         return
-    group = plan.group
+    group = optimizer.param_groups[0]
     with th.no_grad():
         th._foreach_add_(plan.steps, 1)
         th._fused_adam_(
@@ -72,23 +70,19 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
     if watched or not group["fused"] or any(group.get(name) for name in _UNUSUAL) or not isinstance(group["lr"], float):
         return None
     plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
-    fresh = plan is not None and plan.state is optimizer.state and plan.group is group
-    if plan is None or not fresh or len(plan.parameters) != len(group["params"]):
-        plan = _make_plan(optimizer, group)
+    states = [optimizer.state.get(parameter) for parameter in group["params"]]
+    if plan is None or len(states) != len(plan.states) or any(a is not b for a, b in zip(states, plan.states, strict=True)):
+        plan = _make_plan(list(group["params"]), states)
         vars(optimizer)["_sb3_pg_plan"] = plan
     return plan
 
 
-def _make_plan(optimizer: th.optim.Optimizer, group: dict[str, Any]) -> _Plan | None:
+def _make_plan(parameters: list[th.Tensor], states: list[Any]) -> _Plan | None:
     """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
-    parameters = list(group["params"])
-    states = [optimizer.state[parameter] for parameter in parameters if parameter in optimizer.state]
-    if len(states) != len(parameters) or not all(state for state in states):
-        return None
-    if any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
+    if not all(states) or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
         return None
     columns = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-    return _Plan(optimizer.state, group, parameters, *columns)
+    return _Plan(parameters, states, *columns)
 
 
 def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

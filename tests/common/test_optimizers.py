@@ -97,6 +97,15 @@ def test_saved_state_is_complete_and_loaded_state_is_used() -> None:
     assert steps == [8] * 4
 
 
+def test_a_state_that_was_cleared_starts_anew() -> None:
+    pair = twins(adam())
+    run(pair, range(3))
+    for _, optimizer, _ in pair:
+        optimizer.state.clear()
+    run(pair, range(3, 6))
+    assert equal(pair[0][0], pair[1][0])
+
+
 def test_the_learning_rate_may_change() -> None:
     pair = twins(adam())
     run(pair, range(3))
