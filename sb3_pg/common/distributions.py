@@ -69,13 +69,13 @@ class GaussianActions:
     :param squash: whether the action is tanh(u)
     """
 
-    gaussian: D.Independent[D.Normal] | D.MultivariateNormal
+    gaussian: D.Normal | D.MultivariateNormal
 
     def __init__(self, mean: th.Tensor, std: th.Tensor, off_diagonal: th.Tensor | None = None, squash: bool = False) -> None:
         self.squash = squash
         # Without torch's own checks, which cost as much as the rest: the algorithm looks at its losses.
         if off_diagonal is None:
-            self.gaussian = D.Independent(D.Normal(mean, std.expand_as(mean), validate_args=False), 1, validate_args=False)
+            self.gaussian = D.Normal(mean, std.expand_as(mean), validate_args=False)
         else:
             factor = cholesky_factor(std.expand_as(mean), off_diagonal)
             self.gaussian = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
@@ -111,7 +111,8 @@ class GaussianActions:
         :param samples: ``[..., S, A]``
         :return: ``[..., S]``
         """
-        return self.gaussian.log_prob(samples)  # type: ignore[no-any-return,no-untyped-call]  # torch
+        log_prob: th.Tensor = self.gaussian.log_prob(samples)  # type: ignore[no-untyped-call]  # torch
+        return log_prob.sum(dim=-1) if isinstance(self.gaussian, D.Normal) else log_prob
 
     def log_prob(self, samples: th.Tensor) -> th.Tensor:
         """

@@ -24,16 +24,25 @@ MIN_REDUCED = 64
 class _Activation(NamedTuple):
     """
     :param apply: the function, in place
-    :param backward: gradient with respect to its input, from that with respect to its output, and the output
+    :param backward: writes the gradient with respect to its input into the third argument, from that with respect to its
+        output, and the output
     """
 
     apply: Callable[[th.Tensor], th.Tensor]
-    backward: Callable[[th.Tensor, th.Tensor], th.Tensor]
+    backward: Callable[[th.Tensor, th.Tensor, th.Tensor], object]
+
+
+def _relu_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
+    th.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=result)
+
+
+def _tanh_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
+    th.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=result)
 
 
 _ACTIVATIONS: dict[type[nn.Module], _Activation] = {
-    nn.ReLU: _Activation(th.relu_, lambda gradient, output: th.ops.aten.threshold_backward(gradient, output, 0)),
-    nn.Tanh: _Activation(th.tanh_, th.ops.aten.tanh_backward),
+    nn.ReLU: _Activation(th.relu_, _relu_backward),
+    nn.Tanh: _Activation(th.tanh_, _tanh_backward),
 }
 
 
@@ -112,7 +121,10 @@ class _Stack(th.autograd.Function):
             activation, dtype = ctx.activations[i], weights[i].dtype
             gradient = _cast(gradient, dtype)
             if activation is not None:
-                gradient = activation.backward(gradient, outputs[i + 1])
+                # The gradient that came in belongs to autograd, all others are our own.
+                result = gradient if i < n_layers - 1 else th.empty_like(gradient)
+                activation.backward(gradient, outputs[i + 1], result)
+                gradient = result
             if wanted[2 * i]:
                 gradients[2 * i] = _cast(_product(gradient.t(), _cast(outputs[i], dtype)), th.float32)
             if wanted[2 * i + 1]:
