@@ -12,6 +12,10 @@ module of ``rl_zoo3``  change                                        needed beca
                        installed, without the notice it prints       not be found
 ``exp_manager``        ``ExperimentManager.__init__`` takes our yml  the zoo looks for it in its own package
                        file as default ``config`` of our algorithms
+``exp_manager``        ... and a ``trial_id`` of 0 as one            ``--trial-id 0`` counts as none given
+``exp_manager``        ``ExperimentManager.objective`` prunes the    the zoo prunes a trial that fails in ``learn()``; an
+                       trial if the constructor of one of our        error in a constructor ends the study
+                       algorithms refuses what was drawn
 =====================  ============================================  ================================================
 
 The dicts are changed in place and never replaced: all modules of the zoo share them, one of which is called ``__main__`` under
@@ -24,6 +28,7 @@ import importlib.util
 import inspect
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from types import ModuleType
@@ -131,23 +136,33 @@ def _import_environments(_: ModuleType) -> None:
             notifications["gymnasium_robotics"] = notice
 
 
-def _set_default_config(module: ModuleType) -> None:
+class _TrialNumber(int):
+    """The number of a trial, which is one even if it is 0."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+def _change_manager(module: ModuleType) -> None:
     """
-    Make our yml files the default configuration of our algorithms.
+    Make our yml files the default configuration of our algorithms, let trial 0 count, and prune trials that our constructors
+    refuse.
 
     :param module: ``rl_zoo3.exp_manager``.
     :raises TypeError: The zoo's constructor lacks the arguments that this rests on.
     """
     manager: Any = module.ExperimentManager
     with _lock:
-        if not hasattr(manager.__init__, "sets_sb3_pg_config"):
-            manager.__init__ = _with_default_config(manager.__init__)
+        if not hasattr(manager.__init__, "is_of_sb3_pg"):
+            manager.__init__ = _with_our_arguments(manager.__init__)
+        if not hasattr(manager.objective, "is_of_sb3_pg"):
+            manager.objective = _with_pruned_constructors(manager.objective)
 
 
-def _with_default_config(original: Callable[..., None]) -> Callable[..., None]:
+def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
     signature = inspect.signature(original)
-    if not {"algo", "config"} <= signature.parameters.keys():
-        raise TypeError(f"{original.__qualname__} of this version of rl_zoo3 does not take `algo` and `config`")
+    if not {"algo", "config", "trial_id"} <= signature.parameters.keys():
+        raise TypeError(f"{original.__qualname__} of this version of rl_zoo3 does not take `algo`, `config` and `trial_id`")
 
     @functools.wraps(original)
     def init(*args: Any, **kwargs: Any) -> None:
@@ -158,11 +173,41 @@ def _with_default_config(original: Callable[..., None]) -> Callable[..., None]:
         algorithm = ALGOS.get(bound.arguments["algo"])
         if algorithm is not None and not bound.arguments.get("config"):
             bound.arguments["config"] = str(algorithm.yml_path())
+        if algorithm is not None and bound.arguments.get("trial_id") is not None:
+            bound.arguments["trial_id"] = _TrialNumber(bound.arguments["trial_id"])
         return original(*bound.args, **bound.kwargs)
 
     marked: Any = init
-    marked.sets_sb3_pg_config = True
+    marked.is_of_sb3_pg = True
     return init
+
+
+def _with_pruned_constructors(original: Callable[..., float]) -> Callable[..., float]:
+    @functools.wraps(original)
+    def objective(self: Any, trial: Any) -> float:
+        try:
+            return original(self, trial)
+        except ValueError as error:
+            algorithm = ALGOS.get(self.algo)
+            if algorithm is None or not _passes_through(error, algorithm.load_class()):
+                raise
+            import optuna
+
+            print(f"Trial {trial.number} is pruned: {error}")
+            raise optuna.TrialPruned(str(error)) from error
+
+    marked: Any = objective
+    marked.is_of_sb3_pg = True
+    return objective
+
+
+def _passes_through(error: BaseException, cls: Any) -> bool:
+    """
+    :param error: As caught.
+    :param cls: A class.
+    :return: Whether it comes from the constructor.
+    """
+    return any(frame.f_code is cls.__init__.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 # Module of the zoo -> what makes our changes to it, in the order in which the zoo imports them.
@@ -170,5 +215,5 @@ PATCHES: dict[str, Callable[[ModuleType], None]] = {
     "rl_zoo3.utils": _add_algorithms,
     "rl_zoo3.hyperparams_opt": _add_algorithms,
     "rl_zoo3.import_envs": _import_environments,
-    "rl_zoo3.exp_manager": _set_default_config,
+    "rl_zoo3.exp_manager": _change_manager,
 }

@@ -22,9 +22,10 @@ def zoo() -> Iterator[None]:
     sb3_pg.register()
     tables: list[Any] = [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]
     copies = [dict(table) for table in tables]
-    constructor = exp_manager.ExperimentManager.__init__
+    methods = {name: vars(exp_manager.ExperimentManager)[name] for name in ("__init__", "objective")}
     yield
     for table, copy in zip(tables, copies, strict=True):
         table.clear()
         table.update(copy)
-    exp_manager.ExperimentManager.__init__ = constructor  # type: ignore[method-assign] # as it was
+    for name, method in methods.items():
+        setattr(exp_manager.ExperimentManager, name, method)

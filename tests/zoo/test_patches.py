@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import farama_notifications  # type: ignore[import-untyped] # it has no annotations
+import optuna
 import pytest
 import rl_zoo3.exp_manager
 import rl_zoo3.hyperparams_opt
@@ -145,8 +146,85 @@ def test_a_subclass_with_its_own_constructor_gets_our_yml(tmp_path: Path) -> Non
 
 
 def test_a_zoo_without_the_arguments_we_need_is_refused() -> None:
-    with pytest.raises(TypeError, match="does not take `algo` and `config`"):
-        patches._with_default_config(lambda algo: None)  # noqa: ARG005 # only its signature counts
+    with pytest.raises(TypeError, match="does not take `algo`, `config` and `trial_id`"):
+        patches._with_our_arguments(lambda algo: None)  # noqa: ARG005 # only its signature counts
+
+
+# ---- trials ----------------------------------------------------------------------------------------------------------------
+
+
+def study_in(tmp_path: Path) -> dict[str, str]:
+    """A study of VPG with two trials that differ, in a journal file, as ``rl_zoo3.train`` is told of it."""
+    storage = str(tmp_path / "study.log")
+    backend = optuna.storages.journal.JournalFileBackend(storage)
+    study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="s", direction="maximize")
+    for _ in range(2):
+        trial = study.ask()
+        ALGOS["vpg"].load_sampler()(trial, 2, 1, {})
+        study.tell(trial, float(trial.number))
+    return {"storage": storage, "study_name": "s"}
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_every_trial_of_a_study_can_be_trained_again(number: int, tmp_path: Path) -> None:
+    of_study = study_in(tmp_path)
+    hyperparams, _ = manager_of("vpg", tmp_path, **of_study, trial_id=number).read_hyperparameters()
+    backend = optuna.storages.journal.JournalFileBackend(of_study["storage"])
+    trial = optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="s").trials[number]
+    assert hyperparams.items() >= ALGOS["vpg"].load_converter()(trial.params).items()
+
+
+def test_the_zoo_still_ignores_trial_0() -> None:
+    """Otherwise our patch is not needed any more."""
+    constructor: Any = ExperimentManager.__init__
+    source = inspect.getsource(ExperimentManager.read_hyperparameters)
+    assert "self.trial_id:" in source
+    assert "trial_id" in inspect.signature(constructor.__wrapped__).parameters
+
+
+def optimize(algo: str, tmp_path: Path, n_trials: int = 3, **hyperparams: Any) -> optuna.Study:
+    """Tune for a few steps, with some hyperparameters of the user's own."""
+    manager = manager_of(
+        algo,
+        tmp_path,
+        n_timesteps=64,
+        n_trials=n_trials,
+        n_evaluations=1,
+        n_eval_envs=1,
+        optimize_hyperparameters=True,
+        hyperparams=hyperparams,
+        storage=str(tmp_path / "study.log"),
+        study_name="s",
+        no_optim_plots=True,
+        seed=0,
+        device="cpu",
+        verbose=0,
+    )
+    manager.setup_experiment()
+    try:
+        manager.hyperparameters_optimization()
+    except ValueError as error:
+        if "No trials are completed" not in str(error):  # the zoo's end of a study without a result
+            raise
+    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    return optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="s")
+
+
+@pytest.mark.filterwarnings("ignore")  # the zoo's and Optuna's own
+def test_a_trial_that_our_constructor_refuses_is_pruned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = optimize("vpg", tmp_path, policy="LinearPolicy")
+    assert [trial.state for trial in study.trials] == [optuna.trial.TrialState.PRUNED] * 3
+    assert "Trial 2 is pruned: " in capsys.readouterr().out
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_other_errors_end_the_study_as_ever(tmp_path: Path) -> None:
+    def broken(*_: Any) -> Any:
+        raise ValueError("of the sampler")
+
+    TABLES["HYPERPARAMS_SAMPLER"]["vpg"] = broken
+    with pytest.raises(ValueError, match="of the sampler"):
+        optimize("vpg", tmp_path)
 
 
 @pytest.mark.parametrize("key", ALGOS)
