@@ -28,6 +28,7 @@ from torch.nn import functional as F
 from sb3_pg.common import losses
 from sb3_pg.common.off_policy import OffPolicyBase
 from sb3_pg.common.optimizers import descend
+from sb3_pg.common.vec_envs import collects_with_quick_copies
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
 from sb3_pg.her_ddpg.options import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 from sb3_pg.her_ddpg.policies import MultiInputPolicy
@@ -288,6 +289,7 @@ class HERDDPG(OffPolicyBase, DDPG):
             self.replay_buffer.truncate_last_trajectory()
         return result
 
+    @collects_with_quick_copies
     def collect_rollouts(
         self,
         env: VecEnv,

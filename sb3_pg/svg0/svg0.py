@@ -13,12 +13,14 @@ from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule, TensorDict
 from stable_baselines3.common.utils import get_parameters_by_name
+from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.common import losses, returns
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
 from sb3_pg.common.off_policy import OffPolicyBase
 from sb3_pg.common.optimizers import descend
 from sb3_pg.common.returns import FloatArray
+from sb3_pg.common.vec_envs import collects_with_quick_copies
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.options import (
     NETWORK_OPTIONS,
@@ -270,10 +272,12 @@ class SVG0(OffPolicyBase):
         self.replay_buffer.cut()
         return super()._setup_learn(*args, **kwargs)
 
-    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+    @collects_with_quick_copies
+    def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
         As in SB3; on-policy, earlier experience is forgotten first.
 
+        :param env: training environments
         :param args: as in SB3
         :param kwargs: likewise
         :return: number of steps and episodes, and whether to go on
@@ -281,7 +285,7 @@ class SVG0(OffPolicyBase):
         assert self.replay_buffer is not None
         if self.on_policy:
             self.replay_buffer.reset()
-        rollout = super().collect_rollouts(*args, **kwargs)
+        rollout = super().collect_rollouts(env, *args, **kwargs)
         if not rollout.continue_training:
             self._forget_observation()
         return rollout
