@@ -151,7 +151,8 @@ def loops_of(row: Row) -> dict[str, Callable[[], object]]:
             model: Any = algorithm(row.policy, env, seed=SEED, device="cpu", **options)
             return functools.partial(model.learn, row.steps)
         # Random actions, no update yet.
-        model = algorithm(row.policy, env, seed=SEED, device="cpu", **options, learning_starts=UPDATE_EXPERIENCE + 1)
+        options = {**options, "learning_starts": UPDATE_EXPERIENCE + 1}
+        model = algorithm(row.policy, env, seed=SEED, device="cpu", **options)
         model.learn(UPDATE_EXPERIENCE)
         return functools.partial(model.train, row.steps, row.batch_size)
 

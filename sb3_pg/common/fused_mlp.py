@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch as th
-from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 from torch.autograd.function import FunctionCtx
 
@@ -162,19 +161,6 @@ def _layers(stack: FusedMLP) -> tuple[tuple[_Activation | None, ...], list[th.Te
         else:
             return None
     return (tuple(activations), parameters) if activations else None
-
-
-def fuse_critics(critic: ContinuousCritic) -> None:
-    """
-    Replace the networks of SB3's critic by faster ones, with the same parameters under the same names.
-
-    :param critic: changed in place
-    """
-    for i, network in enumerate(critic.q_networks):
-        assert isinstance(network, nn.Sequential)
-        fused = FusedMLP(*network)
-        critic.add_module(f"qf{i}", fused)
-        critic.q_networks[i] = fused
 
 
 def reducible(module: nn.Module) -> bool:

@@ -16,6 +16,8 @@ module of ``rl_zoo3``  change                                        needed beca
 ``exp_manager``        ``ExperimentManager.objective`` prunes the    the zoo prunes a trial that fails in ``learn()``; an
                        trial if the constructor of one of our        error in a constructor ends the study
                        algorithms refuses what was drawn
+``exp_manager``        ... and marks the trials of dead workers as   a trial whose process was killed counts as running
+                       failed (:mod:`sb3_pg.zoo.workers`)            for ever
 =====================  ============================================  ================================================
 
 The dicts are changed in place and never replaced: all modules of the zoo share them, one of which is called ``__main__`` under
@@ -35,6 +37,7 @@ from types import ModuleType
 from typing import Any
 
 from sb3_pg.registry import ALGOS, Algorithm
+from sb3_pg.zoo.workers import as_worker
 
 # Held while the zoo is changed, never during an import: that could deadlock with the import system's own locks.
 _lock = threading.Lock()
@@ -145,8 +148,8 @@ class _TrialNumber(int):
 
 def _change_manager(module: ModuleType) -> None:
     """
-    Make our yml files the default configuration of our algorithms, let trial 0 count, and prune trials that our constructors
-    refuse.
+    Make our yml files the default configuration of our algorithms, let trial 0 count, prune trials that our constructors
+    refuse, and fail those of dead workers.
 
     :param module: ``rl_zoo3.exp_manager``.
     :raises TypeError: The zoo's constructor lacks the arguments that this rests on.
@@ -156,7 +159,7 @@ def _change_manager(module: ModuleType) -> None:
         if not hasattr(manager.__init__, "is_of_sb3_pg"):
             manager.__init__ = _with_our_arguments(manager.__init__)
         if not hasattr(manager.objective, "is_of_sb3_pg"):
-            manager.objective = _with_pruned_constructors(manager.objective)
+            manager.objective = _for_our_trials(manager.objective)
 
 
 def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
@@ -182,22 +185,31 @@ def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _with_pruned_constructors(original: Callable[..., float]) -> Callable[..., float]:
+def _for_our_trials(original: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
+    ours = as_worker(_with_pruned_constructors(original))
+
+    @functools.wraps(original)
+    def objective(self: Any, trial: Any) -> float:
+        return (ours if self.algo in ALGOS else original)(self, trial)
+
+    marked: Any = objective
+    marked.is_of_sb3_pg = True
+    return objective
+
+
+def _with_pruned_constructors(original: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
     @functools.wraps(original)
     def objective(self: Any, trial: Any) -> float:
         try:
             return original(self, trial)
         except ValueError as error:
-            algorithm = ALGOS.get(self.algo)
-            if algorithm is None or not _passes_through(error, algorithm.load_class()):
+            if not _passes_through(error, ALGOS[self.algo].load_class()):
                 raise
             import optuna
 
             print(f"Trial {trial.number} is pruned: {error}")
             raise optuna.TrialPruned(str(error)) from error
 
-    marked: Any = objective
-    marked.is_of_sb3_pg = True
     return objective
 
 

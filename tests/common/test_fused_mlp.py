@@ -99,7 +99,7 @@ def test_a_change_of_what_the_gradient_needs_is_noticed() -> None:
     network = stack([3, 8, 2], nn.ReLU)
     output = network(th.randn(5, 3))
     with th.no_grad():
-        network[2].weight.add_(1)
+        next(network[2].parameters()).add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         output.sum().backward()
 

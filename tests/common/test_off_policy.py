@@ -8,7 +8,6 @@ from goal_envs import point_envs
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 
 from sb3_pg import HERDDPG, SVG0
-from sb3_pg.common import off_policy
 
 LARGE = {"net_arch": [64, 64]}
 
@@ -52,6 +51,6 @@ def test_bf16_is_for_updates_alone(make: Callable[[bool], OffPolicyAlgorithm]) -
 
 @pytest.mark.parametrize("make", [svg0, her_ddpg])
 def test_bf16_warns_where_it_is_slower(make: Callable[[bool], OffPolicyAlgorithm], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(off_policy.th.cpu, "get_capabilities", lambda: {"avx2": True})
+    monkeypatch.setattr(th.cpu, "get_capabilities", lambda: {"avx2": True})
     with pytest.warns(UserWarning, match="bf16=True: this processor"):
         make(True)

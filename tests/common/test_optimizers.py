@@ -11,7 +11,7 @@ from torch import nn
 from sb3_pg.common import optimizers
 from sb3_pg.common.optimizers import descend, take_step, with_fused_adam
 
-Make = Callable[[list[nn.Parameter]], th.optim.Optimizer]
+Make = Callable[[list[Any]], th.optim.Optimizer]
 
 
 def network(seed: int = 0) -> nn.Sequential:
@@ -42,7 +42,7 @@ MAKES: dict[str, Make] = {
     "adamw": lambda parameters: th.optim.AdamW(parameters, lr=0.01, fused=True),
     "sgd": lambda parameters: th.optim.SGD(parameters, lr=0.01, momentum=0.9),
     "groups": lambda parameters: th.optim.Adam(
-        [{"params": parameters[:1], "lr": 0.1}, {"params": parameters[1:]}], fused=True
+        [dict.fromkeys(["params"], part) for part in (parameters[:1], parameters[1:])], fused=True
     ),
 }
 FAST = {"adam", "options"}
@@ -156,14 +156,16 @@ def test_descend_does_what_backward_and_step_do(fused: bool) -> None:
     def loss_of(module: nn.Sequential, seed: int) -> th.Tensor:
         x = th.randn(16, 3, generator=th.Generator().manual_seed(seed))
         # The transpose of a product has the gradient of a transpose.
-        return (module[0].weight.t() @ x.t()[:, :5].t()[:5, :3]).square().sum() + module(x).square().sum()
+        weight = next(module.parameters())
+        loss: th.Tensor = (weight.t() @ x[:5]).square().sum() + module(x).square().sum()
+        return loss
 
     ours, theirs = network(), network()
     first, second = (th.optim.Adam(n.parameters(), lr=0.01, fused=fused) for n in (ours, theirs))
     for seed in range(5):
         descend(first, loss_of(ours, seed), list(ours.parameters()))
         second.zero_grad()
-        loss_of(theirs, seed).backward()
+        loss_of(theirs, seed).backward()  # type: ignore[no-untyped-call]  # torch
         second.step()
     assert all(th.allclose(p, q, atol=1e-5) for p, q in zip(ours.parameters(), theirs.parameters(), strict=True))
 

@@ -49,14 +49,15 @@ def test_nothing_mutable_is_shared() -> None:
     assert copied["cycle"] is not info
 
 
-class ReusesEverything(gym.Env[np.ndarray, int]):
+class ReusesEverything(gym.Env[Any, Any]):
     """Returns the same array and the same dictionary in every step."""
 
     observation_space = spaces.Box(-100, 100, (2,), np.float64)
     action_space = spaces.Discrete(2)
 
     def __init__(self) -> None:
-        self.obs, self.info = np.zeros(2), {"history": [], "obs": np.zeros(2)}
+        self.obs = np.zeros(2)
+        self.info: dict[str, Any] = {"history": [], "obs": np.zeros(2)}
 
     def reset(self, **_: Any) -> tuple[np.ndarray, dict[str, Any]]:
         self.obs[:] = 0
@@ -123,8 +124,8 @@ def test_other_environments_are_left_alone() -> None:
     env = Own([ReusesEverything])
     with quick_copies(env):
         assert env.step_wait() == "own"
-    patched = DummyVecEnv([ReusesEverything])
-    patched.step_wait = lambda: "patched"  # type: ignore[method-assign,assignment,return-value]  # as a user might
+    patched: Any = DummyVecEnv([ReusesEverything])
+    patched.step_wait = lambda: "patched"  # as a user might
     with quick_copies(patched):
         assert patched.step_wait() == "patched"
     assert patched.step_wait() == "patched"

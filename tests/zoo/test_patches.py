@@ -16,6 +16,7 @@ import rl_zoo3.hyperparams_opt
 import rl_zoo3.import_envs
 import rl_zoo3.utils
 import yaml
+from optuna.storages.journal import JournalFileBackend
 from rl_zoo3.exp_manager import ExperimentManager
 from stable_baselines3 import A2C
 
@@ -156,7 +157,7 @@ def test_a_zoo_without_the_arguments_we_need_is_refused() -> None:
 def study_in(tmp_path: Path) -> dict[str, str]:
     """A study of VPG with two trials that differ, in a journal file, as ``rl_zoo3.train`` is told of it."""
     storage = str(tmp_path / "study.log")
-    backend = optuna.storages.journal.JournalFileBackend(storage)
+    backend = JournalFileBackend(storage)
     study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="s", direction="maximize")
     for _ in range(2):
         trial = study.ask()
@@ -169,7 +170,7 @@ def study_in(tmp_path: Path) -> dict[str, str]:
 def test_every_trial_of_a_study_can_be_trained_again(number: int, tmp_path: Path) -> None:
     of_study = study_in(tmp_path)
     hyperparams, _ = manager_of("vpg", tmp_path, **of_study, trial_id=number).read_hyperparameters()
-    backend = optuna.storages.journal.JournalFileBackend(of_study["storage"])
+    backend = JournalFileBackend(of_study["storage"])
     trial = optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="s").trials[number]
     assert hyperparams.items() >= ALGOS["vpg"].load_converter()(trial.params).items()
 
@@ -206,7 +207,7 @@ def optimize(algo: str, tmp_path: Path, n_trials: int = 3, **hyperparams: Any) -
     except ValueError as error:
         if "No trials are completed" not in str(error):  # the zoo's end of a study without a result
             raise
-    backend = optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    backend = JournalFileBackend(str(tmp_path / "study.log"))
     return optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="s")
 
 

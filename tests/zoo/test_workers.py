@@ -1,0 +1,197 @@
+"""Several processes tune one study: in a journal file, and in a real PostgreSQL."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import optuna
+import postgres_server
+import pytest
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import TrialState
+
+from sb3_pg.zoo import workers
+from sb3_pg.zoo.workers import Watch, alive, fail_dead_trials, place, started
+
+STEPS_OF_A_LONG_TRIAL = 10_000_000
+
+
+@pytest.fixture(params=["journal", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """
+    Make room for studies.
+
+    :param request: Names the kind.
+    :param tmp_path: Where a file goes.
+    :return: What ``--storage`` takes.
+    """
+    if request.param == "journal":
+        yield str(tmp_path / "study.log")
+    else:
+        with postgres_server.server() as url:
+            yield url
+
+
+def load(storage: str) -> optuna.Study:
+    """
+    Load the study, or make it.
+
+    :param storage: As of ``--storage``.
+    :return: The study.
+    """
+    backend: Any = optuna.storages.JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
+    return optuna.create_study(storage=backend, study_name="s", direction="maximize", load_if_exists=True)
+
+
+def worker(storage: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """
+    Start a process that tunes.
+
+    :param storage: As of ``--storage``.
+    :param folder: For its logs.
+    :param arguments: Further ones.
+    :return: The process.
+    """
+    command = [sys.executable, "-m", "sb3_pg.zoo", "train", "--algo", "vpg", "--env", "CartPole-v1", "-optimize"]
+    command += ["--storage", storage, "--study-name", "s", "--no-optim-plots", "--num-threads", "1", "-f", str(folder)]
+    command += ["--n-evaluations", "1", "--eval-episodes", "1", *arguments]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder)
+
+
+def wait_for(condition: Callable[[], bool], what: str) -> None:
+    """
+    Wait for half a minute.
+
+    :param condition: What shall come true.
+    :param what: Its name.
+    """
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_three_workers_share_a_study(storage: str, tmp_path: Path) -> None:
+    """No trial is lost, and none is run twice."""
+    load(storage)  # As the documentation says: the tables are made once, before the workers start.
+    processes = [worker(storage, tmp_path, "-n", "200", "--max-total-trials", "8") for _ in range(3)]
+    for process in processes:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+    trials = load(storage).trials
+    assert [trial.number for trial in trials] == list(range(len(trials)))
+    # Each worker may have one on the way when the last but one begins.
+    assert 8 <= len(trials) <= 8 + len(processes) - 1
+    assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert len({str(trial.params) for trial in trials}) == len(trials)
+    assert len({tuple(trial.system_attrs[workers._WORKER][1:]) for trial in trials}) > 1
+
+
+@pytest.mark.slow
+def test_a_killed_worker_does_not_stop_the_others(storage: str, tmp_path: Path) -> None:
+    study = load(storage)
+    victim = worker(storage, tmp_path, "-n", str(STEPS_OF_A_LONG_TRIAL), "--n-trials", "1")
+    try:
+        wait_for(lambda: any(workers._WORKER in trial.system_attrs for trial in load(storage).trials), "a trial has begun")
+    finally:
+        victim.kill()
+        victim.communicate()
+    assert [trial.state for trial in load(storage).trials] == [TrialState.RUNNING]
+    survivor = worker(storage, tmp_path, "-n", "200", "--max-total-trials", "2")
+    output, _ = survivor.communicate(timeout=200)
+    assert survivor.returncode == 0, output
+    assert "Trial 0 has failed: its worker is dead" in output
+    states = [trial.state for trial in load(storage).trials]
+    assert states[0] == TrialState.FAIL
+    # A trial that failed does not count as one of two.
+    assert len(states) == 3
+    assert set(states[1:]) <= {TrialState.COMPLETE, TrialState.PRUNED}
+    assert study.study_name == "s"
+
+
+# ---- who is dead -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_process_is_alive_until_it_ends() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    begun = started(child.pid)
+    if begun is None:
+        pytest.skip("there is no /proc here")
+    child.send_signal(signal.SIGKILL)
+    wait_for(lambda: started(child.pid) is None, "the child is dead")  # not collected yet, a zombie
+    child.communicate()
+    assert started(child.pid) is None
+    assert started(os.getpid()) == started(os.getpid()) != None  # noqa: E711 # a chain
+
+
+def test_a_worker_of_this_machine_is_dead_with_its_process() -> None:
+    if place() is None:
+        pytest.skip("there is no /proc here")
+    own = [place(), os.getpid(), started(os.getpid())]
+    watch = Watch(clock=lambda: 0.0)
+    assert not watch.is_dead("s", 0, {workers._WORKER: own})
+    assert watch.is_dead("s", 0, {workers._WORKER: [place(), os.getpid(), "0"]})  # another process had this number before
+
+
+def test_a_worker_elsewhere_is_dead_when_it_has_been_silent_for_long() -> None:
+    now = 0.0
+    watch = Watch(clock=lambda: now)
+    of = {workers._WORKER: ["elsewhere", 1, "1"]}
+    assert not watch.is_dead("s", 3, of)
+    now = workers.PATIENCE
+    assert not watch.is_dead("s", 3, of)
+    assert not watch.is_dead("s", 3, {**of, workers._COUNT: 1})  # heard of it again
+    now += workers.PATIENCE + 1
+    assert not watch.is_dead("another study", 3, {**of, workers._COUNT: 1})
+    assert watch.is_dead("s", 3, {**of, workers._COUNT: 1})
+
+
+def test_trials_of_other_programs_are_left_alone() -> None:
+    study = optuna.create_study()
+    study.ask()
+    assert not Watch(clock=lambda: 1e9).is_dead("s", 0, {})
+    assert fail_dead_trials(study) == []
+    assert study.trials[0].state == TrialState.RUNNING
+
+
+def test_a_worker_counts_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+
+    def count() -> int:
+        return int(study.trials[0].system_attrs.get(workers._COUNT, 0))
+
+    with contextlib.suppress(KeyError), alive(trial, interval=0.01):
+        wait_for(lambda: count() > 2, "counts")
+        monkeypatch.setattr(trial.storage, "set_trial_system_attr", lambda *_: 1 / 0)  # out of reach
+        time.sleep(0.05)
+        monkeypatch.undo()
+        before = count()
+        wait_for(lambda: count() > before, "goes on counting")
+        raise KeyError
+    after = count()
+    time.sleep(0.05)
+    assert count() == after
+    assert study.trials[0].system_attrs[workers._WORKER] == [place(), os.getpid(), started(os.getpid())]
+
+
+def test_a_trial_that_somebody_else_failed_first_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = optuna.create_study()
+    trial = study.ask()
+    trial.storage.set_trial_system_attr(trial._trial_id, workers._WORKER, [place(), os.getpid(), "0"])
+
+    def is_dead(*_: Any) -> bool:
+        study.tell(trial.number, state=TrialState.FAIL)
+        return True
+
+    watch = Watch()
+    monkeypatch.setattr(watch, "is_dead", is_dead)
+    assert fail_dead_trials(study, watch) == []
+    assert study.trials[0].state == TrialState.FAIL
