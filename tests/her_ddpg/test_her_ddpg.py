@@ -234,7 +234,8 @@ def test_environments_that_cannot_be_relabelled(env_class: type[PointGoalEnv], w
 
 
 def test_a_fault_in_another_process_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    env = SubprocVecEnv([lambda: gym.wrappers.TimeLimit(InfoReward(), 10)])
+    # A process that is forked from a server writes to where the server's output went when it was started.
+    env = SubprocVecEnv([lambda: gym.wrappers.TimeLimit(InfoReward(), 10)], start_method="spawn")
     with pytest.raises(ValueError, match="compute_reward failed in an environment's own process"):
         make(env)
     assert "InfoAccessError" in capfd.readouterr().err
