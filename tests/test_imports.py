@@ -30,6 +30,7 @@ LAYERS = {
     "sb3_pg.common.policies": TRAINING,
     "sb3_pg.common.numpy_networks": TRAINING,
     "sb3_pg.common.vec_envs": TRAINING,
+    "sb3_pg.common.repairs": TRAINING,
     "sb3_pg.common.on_policy": TRAINING,
     "sb3_pg.common.off_policy": TRAINING,
     "sb3_pg.common.actor_critic": TRAINING,

@@ -9,20 +9,13 @@ from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 
 from sb3_pg.common.fused_mlp import MIN_REDUCED, FusedMLP, reduced_precision, reducible
+from sb3_pg.common.repairs import RepairedAlgorithm
 
 
-class OffPolicyBase(OffPolicyAlgorithm):
-    """SB3's off-policy algorithm, with two repairs of its collection, and updates in reduced precision."""
+class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
+    """SB3's off-policy algorithm, repaired, with updates in reduced precision."""
 
     bf16 = False
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
-
-    def _forget_observation(self) -> None:
-        """After a callback's stop: the environments have taken a step that is not stored, the next ``learn()`` resets them."""
-        self._last_obs = None
 
     def _check_precision(self) -> None:
         """

@@ -19,6 +19,7 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
 from sb3_pg.common.numpy_networks import NumpyNetworks, numpy_networks
 from sb3_pg.common.policies import index_observations
+from sb3_pg.common.repairs import RepairedAlgorithm
 from sb3_pg.common.returns import BoolArray, FloatArray
 from sb3_pg.common.vec_envs import collects_with_quick_copies
 
@@ -29,7 +30,7 @@ VALUE_BATCH_SIZE = 4096
 INITIAL_EPISODE_CAPACITY = 128
 
 
-class RolloutCollector(OnPolicyAlgorithm):
+class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
     """
     Collects rollouts for VPG and NStepA2C.
 
@@ -89,8 +90,7 @@ class RolloutCollector(OnPolicyAlgorithm):
 
             callback.update_locals(locals())
             if not callback.on_step():
-                # The environments have gone on without us: let the next call of learn() reset them.
-                self._last_obs = None
+                self._forget_observation()
                 return False
 
             self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
@@ -112,10 +112,6 @@ class RolloutCollector(OnPolicyAlgorithm):
         # The policy may have got hooks or methods of its own since.
         self._numpy_networks = None
         return super()._setup_learn(*args, **kwargs)
-
-    def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
-        # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
-        super()._update_current_progress_remaining(min(num_timesteps, total_timesteps), total_timesteps)
 
     @abstractmethod
     def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
