@@ -9,7 +9,7 @@ squashed. Everything here takes samples, never actions: tanh cannot be inverted 
 import math
 
 import torch as th
-from torch import distributions as D  # noqa: N812 # customary
+from torch import distributions as D  # noqa: N812 # one letter, as in torch's own code
 from torch.nn import functional as F
 
 COVARIANCES = ("isotropic", "diagonal", "full")

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch as th
 from torch import nn
 from torch.autograd.function import FunctionCtx
+from torch.func import functional_call
 
 # Products with few columns are several times faster as the transpose of the transposed product.
 FEW_COLUMNS = 128
@@ -67,7 +68,11 @@ class FusedMLP(nn.Sequential):
         # Looked at each time, which is cheap: hooks and parametrisations may come and go.
         layers = _layers(self)
         if layers is None or x.dtype != th.float32 or th.is_autocast_enabled(x.device.type):
-            return super().forward(x)  # type: ignore[no-any-return,no-untyped-call]  # torch
+            if not frozen:
+                return super().forward(x)  # type: ignore[no-any-return,no-untyped-call]  # torch
+            plain = nn.Sequential(*self)
+            constants = {name: p.detach() for name, p in plain.named_parameters()}
+            return functional_call(plain, constants, (x,))  # type: ignore[no-any-return]  # torch says Any
         activations, parameters = layers
         rows = x.reshape(-1, x.shape[-1])
         if th.is_grad_enabled():

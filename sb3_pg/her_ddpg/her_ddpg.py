@@ -159,7 +159,7 @@ class HERDDPG(OffPolicyBase, DDPG):
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=policy_kwargs,
+            policy_kwargs=dict(policy_kwargs or {}),  # DDPG writes into it
             verbose=verbose,
             seed=seed,
             device=device,

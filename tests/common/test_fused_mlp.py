@@ -142,7 +142,11 @@ def test_all_else_goes_the_plain_way(make: Any, frozen: bool) -> None:
     network = make()
     x = th.randn(5, 3, dtype=next(network.parameters()).dtype, requires_grad=True)
     assert not is_fused(network, x)
-    assert th.equal(network(x, frozen), nn.Sequential(*network)(x))
+    output = network(x, frozen)
+    assert th.equal(output, nn.Sequential(*network)(x))
+    output.sum().backward()
+    assert x.grad is not None
+    assert all((p.grad is None) == frozen for p in network.parameters())
 
 
 def test_without_layers_it_is_the_identity() -> None:

@@ -147,6 +147,12 @@ def test_load_rejects_them_too(wrong: dict[str, Any], words: list[str]) -> None:
     assert [word for word in words if word not in str(error.value)] == []
 
 
+def test_the_users_own_dictionary_is_left_alone() -> None:
+    mine = {"net_arch": [8]}
+    make(policy_kwargs=mine)
+    assert mine == {"net_arch": [8]}
+
+
 def test_options_of_the_policy_that_are_the_algorithms() -> None:
     with pytest.raises(ValueError, match="normalize_inputs"):
         make(policy_kwargs={"normalize_inputs": False})

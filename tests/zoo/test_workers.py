@@ -66,7 +66,7 @@ def worker(storage: str, folder: Path, *arguments: str) -> subprocess.Popen[str]
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """
-    Wait for half a minute.
+    Wait for a minute at most.
 
     :param condition: What shall come true.
     :param what: Its name.
@@ -96,7 +96,7 @@ def test_three_workers_share_a_study(storage: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_killed_worker_does_not_stop_the_others(storage: str, tmp_path: Path) -> None:
-    study = load(storage)
+    load(storage)
     victim = worker(storage, tmp_path, "-n", str(STEPS_OF_A_LONG_TRIAL), "--n-trials", "1")
     try:
         wait_for(lambda: any(workers._WORKER in trial.system_attrs for trial in load(storage).trials), "a trial has begun")
@@ -113,7 +113,6 @@ def test_a_killed_worker_does_not_stop_the_others(storage: str, tmp_path: Path) 
     # A trial that failed does not count as one of two.
     assert len(states) == 3
     assert set(states[1:]) <= {TrialState.COMPLETE, TrialState.PRUNED}
-    assert study.study_name == "s"
 
 
 # ---- who is dead -----------------------------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ def test_a_process_is_alive_until_it_ends() -> None:
     wait_for(lambda: started(child.pid) is None, "the child is dead")  # not collected yet, a zombie
     child.communicate()
     assert started(child.pid) is None
-    assert started(os.getpid()) == started(os.getpid()) != None  # noqa: E711 # a chain
+    assert started(os.getpid()) is not None
 
 
 def test_a_worker_of_this_machine_is_dead_with_its_process() -> None:
