@@ -58,6 +58,16 @@ class PointGoalEnv(gym.Env[Observation, Array]):
         terminated = bool(self.compute_terminated(observation["achieved_goal"], observation["desired_goal"], {}))
         return observation, reward, terminated, False, {"is_success": reward == 0}
 
+    def render(self) -> Array:  # type: ignore[override]  # one mode alone
+        """
+        :return: 64 x 64 pixels, the goal in green and the point in white
+        """
+        picture = np.zeros((64, 64, 3), np.uint8)
+        for place, colour in ((self.goal, (0, 255, 0)), (self.place, (255, 255, 255))):
+            row, column = ((place + 1) / 2 * 60).astype(int)
+            picture[row : row + 4, column : column + 4] = colour
+        return picture
+
     def compute_reward(self, achieved_goal: Array, desired_goal: Array, info: Any) -> Any:  # noqa: ARG002 # the interface
         """
         :param achieved_goal: ``[..., 2]``

@@ -1,7 +1,9 @@
 """What the off-policy algorithms share."""
 
+import io
 import warnings
 from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
@@ -9,13 +11,22 @@ from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 
 from sb3_pg.common.fused_mlp import MIN_REDUCED, FusedMLP, reduced_precision, reducible
-from sb3_pg.common.repairs import RepairedAlgorithm
+from sb3_pg.common.repairs import RepairedAlgorithm, written_whole
 
 
 class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
     """SB3's off-policy algorithm, repaired, with updates in reduced precision."""
 
     bf16 = False
+
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer. A process that is killed in the middle leaves the file that was there before.
+
+        :param path: file to write; ``.pkl`` is added to a name without suffix
+        """
+        with written_whole(path, "pkl") as part:
+            super().save_replay_buffer(part)
 
     def _check_precision(self) -> None:
         """

@@ -1,10 +1,38 @@
-"""Repairs of SB3's collection that all our algorithms need."""
+"""Repairs of SB3's base class that all our algorithms need."""
+
+import contextlib
+import io
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 
+@contextlib.contextmanager
+def written_whole(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[str | Path | io.BufferedIOBase]:
+    """
+    Write a file beside its place and rename it at the end: whatever happens meanwhile, an earlier file of that name stays whole.
+
+    :param path: of the file, named as SB3's functions would; an open file is passed on as it is
+    :param suffix: added to a name that has none
+    :return: where to write
+    """
+    if isinstance(path, io.BufferedIOBase):
+        yield path
+        return
+    final = Path(path) if Path(path).suffix else Path(f"{path}.{suffix}")
+    if final.is_dir():
+        final = Path(f"{final}_2")
+    part = final.with_name(f"{final.name}.part")
+    try:
+        yield part
+        part.replace(final)
+    finally:
+        part.unlink(missing_ok=True)
+
+
 class RepairedAlgorithm(BaseAlgorithm):
-    """SB3's base class with two repairs."""
+    """SB3's base class with three repairs."""
 
     def _update_current_progress_remaining(self, num_timesteps: int, total_timesteps: int) -> None:
         # The last rollout goes beyond the steps asked for, and a linear learning rate would turn negative there.
@@ -13,3 +41,20 @@ class RepairedAlgorithm(BaseAlgorithm):
     def _forget_observation(self) -> None:
         """After a callback's stop: the environments have taken a step that is not stored, the next ``learn()`` resets them."""
         self._last_obs = None
+
+    def save(
+        self,
+        path: str | Path | io.BufferedIOBase,
+        exclude: Iterable[str] | None = None,
+        include: Iterable[str] | None = None,
+    ) -> None:
+        """
+        Save the model. A process that is killed in the middle leaves the model that was there before.
+
+        :param path: file to write; ``.zip`` is added to a name without suffix
+        :param exclude: names of attributes to leave out, besides those that always are
+        :param include: names of attributes to save although they are left out by default
+        """
+        # SB3 writes in place, and the best model so far would be lost.
+        with written_whole(path, "zip") as part:
+            super().save(part, exclude, include)

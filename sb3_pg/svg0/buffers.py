@@ -71,17 +71,32 @@ class _Sequences(ReplayBuffer):
                 "optimize_memory_usage=True would lose the final observations of truncated episodes, with which they "
                 "bootstrap: use optimize_memory_usage=False and a smaller buffer_size"
             )
+        # Memory is taken with the first step: prediction needs none of it, and may be wanted where there is less.
         super().__init__(
-            buffer_size,
+            n_envs,
             observation_space,
             action_space,
             device,
             n_envs,
             handle_timeout_termination=handle_timeout_termination,
         )
+        self.buffer_size = max(buffer_size // n_envs, 1)
+        self._allocated = False
+
+    def _allocate(self) -> None:
+        """Take the memory for all steps."""
+        super().__init__(
+            self.buffer_size * self.n_envs,
+            self.observation_space,
+            self.action_space,
+            self.device,
+            self.n_envs,
+            handle_timeout_termination=self.handle_timeout_termination,
+        )
         # A Gaussian draws real numbers, also for a Box of integers.
-        self.actions = np.zeros((self.buffer_size, n_envs, self.action_dim), dtype=np.float32)
-        self.log_probs = np.full((self.buffer_size, n_envs), np.nan, dtype=np.float32)
+        self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
+        self.log_probs = np.full((self.buffer_size, self.n_envs), np.nan, dtype=np.float32)
+        self._allocated = True
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """
@@ -90,6 +105,8 @@ class _Sequences(ReplayBuffer):
         :param args: as SB3's; the actions are samples of the Gaussian
         :param kwargs: likewise
         """
+        if not self._allocated:
+            self._allocate()
         self.log_probs[self.pos] = np.nan
         super().add(*args, **kwargs)
 

@@ -6,10 +6,12 @@ Such places are ``pip install --target`` and zip apps. Elsewhere ``python -m rl_
 
 import difflib
 import importlib.util
+import re
 import runpy
 import sys
 from pathlib import Path
 
+from sb3_pg.zoo import children
 from sb3_pg.zoo.patches import register
 
 _USAGE = """\
@@ -30,7 +32,8 @@ def find_scripts() -> dict[str, str]:
     scripts = {}
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for file in (*Path(folder).glob("*.py"), *Path(folder, "plots").glob("*.py")):
-            if '__name__ == "__main__"' in file.read_text(encoding="utf-8"):
+            # One of them, benchmark, has no such guard.
+            if re.search(r'__name__ == "__main__"|^args = parser', file.read_text(encoding="utf-8"), re.MULTILINE):
                 parts = file.relative_to(folder).with_suffix("").parts
                 scripts[file.stem] = ".".join(("rl_zoo3", *parts))
     return dict(sorted(scripts.items()))
@@ -56,6 +59,8 @@ def main() -> None:
             print(f"error: the zoo has no script {name!r}{hint}", file=sys.stderr)
         sys.exit(2)
     register()
+    if name in children.SCRIPTS:
+        children.redirect()
     del sys.argv[1]  # The script shall find its own arguments; runpy replaces argv[0].
     runpy.run_module(scripts[name], run_name="__main__", alter_sys=True)
 

@@ -18,6 +18,20 @@ module of ``rl_zoo3``  change                                        needed beca
                        algorithms refuses what was drawn
 ``exp_manager``        ... and marks the trials of dead workers as   a trial whose process was killed counts as running
                        failed (:mod:`sb3_pg.zoo.workers`)            for ever
+``exp_manager``        checkpoints of our algorithms come with the   ``--save-freq`` saves models alone, and what training
+                       statistics of ``VecNormalize`` and, with      needs beside them is written when it ends
+                       ``--save-replay-buffer``, the replay buffer
+                       (:mod:`sb3_pg.zoo.checkpoints`)
+``exp_manager``        ... and ``-i`` of such a checkpoint loads     ``-i`` looks for them where the end of a training
+                       them                                          leaves them
+``utils``              ``huggingface_sb3.load_from_hub`` raises the  ``load_from_hub`` and ``enjoy`` expect ``HTTPError`` of
+                       error that the zoo expects if one of our      ``requests`` for a model without ``VecNormalize``, and
+                       models lacks a file                           huggingface-hub 1 and later raise another one
+``utils``              ``huggingface_sb3.push_to_hub`` gets a       ``push_to_hub`` imports this name, which releases up to
+                       ``generate_metadata``, if it has none         3.2 of sb3-team-hf-integration spell with an underscore
+``utils``              ``benchmark`` and ``record_training`` of our  they start ``python enjoy.py``, which lies in the zoo's
+                       models start scripts that are found           repository, and whatever ``python`` is first on the
+                       (:mod:`sb3_pg.zoo.children`)                  path
 =====================  ============================================  ================================================
 
 The dicts are changed in place and never replaced: all modules of the zoo share them, one of which is called ``__main__`` under
@@ -33,10 +47,12 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from sb3_pg.registry import ALGOS, Algorithm
+from sb3_pg.zoo import children
 from sb3_pg.zoo.workers import as_worker
 
 # Held while the zoo is changed, never during an import: that could deadlock with the import system's own locks.
@@ -83,6 +99,43 @@ def _add_algorithms(module: ModuleType) -> None:
     with _lock:
         for table, ours in additions:
             table.update(ours)
+
+
+def _change_utils(module: ModuleType) -> None:
+    """
+    Add our algorithms, and mend what the scripts of the zoo use that is not the zoo's. All of them import this module first.
+
+    :param module: ``rl_zoo3.utils``.
+    """
+    _add_algorithms(module)
+    hub: Any = importlib.import_module("huggingface_sb3")
+    push_to_hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
+    with _lock:
+        if not hasattr(push_to_hub, "generate_metadata") and hasattr(push_to_hub, "_generate_metadata"):
+            push_to_hub.generate_metadata = push_to_hub._generate_metadata
+        if not hasattr(hub.load_from_hub, "is_of_sb3_pg"):
+            hub.load_from_hub = _with_expected_error(hub.load_from_hub)
+        if children.main_script() in children.SCRIPTS:
+            children.redirect()
+
+
+def _with_expected_error(original: Callable[..., str]) -> Callable[..., str]:
+    @functools.wraps(original)
+    def load_from_hub(repo_id: str, filename: str) -> str:
+        from huggingface_hub.utils import EntryNotFoundError
+        from requests.exceptions import HTTPError
+
+        try:
+            return original(repo_id, filename)
+        except EntryNotFoundError as error:
+            name = repo_id.partition("/")[2]
+            if isinstance(error, HTTPError) or not any(name.startswith(f"{key}-") for key in ALGOS):
+                raise
+            raise HTTPError(str(error)) from error
+
+    marked: Any = load_from_hub
+    marked.is_of_sb3_pg = True
+    return load_from_hub
 
 
 def _additions(module: ModuleType) -> list[tuple[dict[str, object], dict[str, object]]]:
@@ -148,8 +201,7 @@ class _TrialNumber(int):
 
 def _change_manager(module: ModuleType) -> None:
     """
-    Make our yml files the default configuration of our algorithms, let trial 0 count, prune trials that our constructors
-    refuse, and fail those of dead workers.
+    Make our yml files the default configuration of our algorithms, let trial 0 count, and replace the methods in ``MANAGER_METHODS``.
 
     :param module: ``rl_zoo3.exp_manager``.
     :raises TypeError: The zoo's constructor lacks the arguments that this rests on.
@@ -158,8 +210,10 @@ def _change_manager(module: ModuleType) -> None:
     with _lock:
         if not hasattr(manager.__init__, "is_of_sb3_pg"):
             manager.__init__ = _with_our_arguments(manager.__init__)
-        if not hasattr(manager.objective, "is_of_sb3_pg"):
-            manager.objective = _for_our_trials(manager.objective)
+        for name, change in MANAGER_METHODS.items():
+            method = getattr(manager, name)
+            if not hasattr(method, "is_of_sb3_pg"):
+                setattr(manager, name, _for_our_algorithms(method, change(method)))
 
 
 def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
@@ -185,16 +239,68 @@ def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
     return init
 
 
-def _for_our_trials(original: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
-    ours = as_worker(_with_pruned_constructors(original))
+def _for_our_algorithms(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
+    """
+    :param original: method of the manager
+    :param ours: what takes its place for our algorithms
+    :return: the method
+    """
 
     @functools.wraps(original)
-    def objective(self: Any, trial: Any) -> float:
-        return (ours if self.algo in ALGOS else original)(self, trial)
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (ours if self.algo in ALGOS else original)(self, *args, **kwargs)
 
-    marked: Any = objective
+    marked: Any = method
     marked.is_of_sb3_pg = True
-    return objective
+    return method
+
+
+def _with_whole_checkpoints(original: Callable[[Any], None]) -> Callable[[Any], None]:
+    def create_callbacks(self: Any) -> None:
+        from stable_baselines3.common.callbacks import CheckpointCallback
+
+        from sb3_pg.zoo.checkpoints import Checkpoints
+
+        original(self)
+        stats_path = Path(self.params_path) / "vecnormalize.pkl"
+        self.callbacks = [
+            Checkpoints(callback, stats_path, self.save_replay_buffer) if type(callback) is CheckpointCallback else callback
+            for callback in self.callbacks
+        ]
+
+    return create_callbacks
+
+
+def _with_statistics_of_checkpoint(original: Callable[[Any, Any, bool], Any]) -> Callable[[Any, Any, bool], Any]:
+    def _maybe_normalize(self: Any, env: Any, eval_env: bool) -> Any:
+        from stable_baselines3.common.vec_env import VecNormalize
+
+        from sb3_pg.zoo.checkpoints import VEC_NORMALIZE, beside
+
+        path = beside(self.trained_agent, VEC_NORMALIZE)
+        if path is None:
+            return original(self, env, eval_env)
+        print(f"Loading VecNormalize stats of the checkpoint: {path}")
+        normalized = VecNormalize.load(str(path), env)
+        if eval_env:
+            normalized.training = normalized.norm_reward = False
+        return normalized
+
+    return _maybe_normalize
+
+
+def _with_buffer_of_checkpoint(original: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
+    def _load_pretrained_agent(self: Any, hyperparams: Any, env: Any) -> Any:
+        from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, beside
+
+        model = original(self, hyperparams, env)
+        path = beside(self.trained_agent, REPLAY_BUFFER)
+        if path is not None:
+            print(f"Loading replay buffer of the checkpoint: {path}")
+            model.load_replay_buffer(path, truncate_last_traj=self.truncate_last_trajectory)
+        return model
+
+    return _load_pretrained_agent
 
 
 def _with_pruned_constructors(original: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
@@ -222,9 +328,17 @@ def _passes_through(error: BaseException, cls: Any) -> bool:
     return any(frame.f_code is cls.__init__.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
+# Method of the manager -> what makes ours of it.
+MANAGER_METHODS: dict[str, Callable[[Any], Callable[..., Any]]] = {
+    "objective": lambda original: as_worker(_with_pruned_constructors(original)),
+    "create_callbacks": _with_whole_checkpoints,
+    "_maybe_normalize": _with_statistics_of_checkpoint,
+    "_load_pretrained_agent": _with_buffer_of_checkpoint,
+}
+
 # Module of the zoo -> what makes our changes to it, in the order in which the zoo imports them.
 PATCHES: dict[str, Callable[[ModuleType], None]] = {
-    "rl_zoo3.utils": _add_algorithms,
+    "rl_zoo3.utils": _change_utils,
     "rl_zoo3.hyperparams_opt": _add_algorithms,
     "rl_zoo3.import_envs": _import_environments,
     "rl_zoo3.exp_manager": _change_manager,

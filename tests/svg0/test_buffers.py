@@ -290,5 +290,13 @@ def test_a_step_takes_the_memory_that_the_documentation_says() -> None:
     """Two observations, four bytes for each action dimension, and 16 bytes."""
     space = spaces.Box(-1, 1, (17,), np.float64)
     buffer = SequenceReplayBuffer(1000, space, spaces.Box(-1, 1, (6,)), "cpu")
-    arrays = [value for value in vars(buffer).values() if isinstance(value, np.ndarray)]
-    assert sum(array.nbytes for array in arrays) == 1000 * (2 * 17 * 8 + 6 * 4 + 16)
+
+    def size() -> int:
+        return sum(array.nbytes for array in vars(buffer).values() if isinstance(array, np.ndarray))
+
+    # No memory before the first step.
+    assert size() < 1000
+    observation = np.zeros((1, 17))
+    buffer.add(observation, observation, np.zeros((1, 6)), np.zeros(1), np.zeros(1), [{}])
+    assert size() == 1000 * (2 * 17 * 8 + 6 * 4 + 16)
+    assert buffer.size() == 1

@@ -1,31 +1,78 @@
-"""The RL Zoo as it was before each test, with our algorithms registered."""
+"""The RL Zoo as it was before each test, with our algorithms registered, and its scripts run in this process."""
 
-from collections.abc import Iterator
+import contextlib
+import io
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sb3_pg.zoo.__main__ import main
 
-@pytest.fixture
-def zoo() -> Iterator[None]:
-    """
-    Register, and put the zoo's tables and constructor back afterwards.
 
-    :return: Nothing.
-    """
+@contextlib.contextmanager
+def registered() -> Iterator[None]:
+    """Register, and put back afterwards whatever that changes."""
+    import huggingface_sb3  # type: ignore[import-untyped]  # it has no annotations
     import rl_zoo3.exp_manager as exp_manager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
     from rl_zoo3.utils import ALGOS
 
     import sb3_pg
+    from sb3_pg.zoo.patches import MANAGER_METHODS
 
     sb3_pg.register()
     tables: list[Any] = [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]
     copies = [dict(table) for table in tables]
-    methods = {name: vars(exp_manager.ExperimentManager)[name] for name in ("__init__", "objective")}
-    yield
-    for table, copy in zip(tables, copies, strict=True):
-        table.clear()
-        table.update(copy)
-    for name, method in methods.items():
-        setattr(exp_manager.ExperimentManager, name, method)
+    places = [(exp_manager.ExperimentManager, name) for name in ("__init__", *MANAGER_METHODS)]
+    places += [(huggingface_sb3, "load_from_hub"), (subprocess, "call")]
+    values = [vars(owner)[name] for owner, name in places]
+    try:
+        yield
+    finally:
+        for table, copy in zip(tables, copies, strict=True):
+            table.clear()
+            table.update(copy)
+        for (owner, name), value in zip(places, values, strict=True):
+            setattr(owner, name, value)
+
+
+@pytest.fixture
+def zoo() -> Iterator[None]:
+    """
+    Register, and put back afterwards whatever that changes.
+
+    :return: Nothing.
+    """
+    with registered():
+        yield
+
+
+def run_script(folder: Path, *arguments: str) -> str:
+    """
+    Run a script of the zoo in this process.
+
+    :param folder: Becomes the working directory.
+    :param arguments: Name of the script, and its arguments.
+    :return: What it printed.
+    """
+    output = io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, registered(), contextlib.redirect_stdout(output):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", ["zoo", *arguments])
+        main()
+    return output.getvalue()
+
+
+@pytest.fixture
+def command(tmp_path: Path) -> Callable[..., str]:
+    """
+    Run scripts of the zoo in an empty folder.
+
+    :param tmp_path: The folder.
+    :return: Function that takes a script and its arguments, and returns what that printed.
+    """
+    return lambda *arguments: run_script(tmp_path, *arguments)

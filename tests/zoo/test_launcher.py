@@ -38,7 +38,7 @@ def test_the_zoos_scripts_are_found() -> None:
     scripts = find_scripts()
     assert scripts["train"] == "rl_zoo3.train"
     assert scripts["plot_train"] == "rl_zoo3.plots.plot_train"
-    assert {"enjoy", "record_video", "push_to_hub", "all_plots", "plot_from_file"} <= scripts.keys()
+    assert {"enjoy", "record_video", "push_to_hub", "benchmark", "all_plots", "plot_from_file"} <= scripts.keys()
     assert not {"utils", "exp_manager", "__init__", "score_normalization"} & scripts.keys()
 
 
@@ -80,25 +80,6 @@ def test_the_script_runs_with_our_algorithms(key: str, monkeypatch: pytest.Monke
     with pytest.raises(ValueError, match="CardPole-v1 not found in gym registry, you maybe meant CartPole-v1"):
         run(monkeypatch, "train", "--algo", key, "--env", "CardPole-v1")
     assert sys.modules["__main__"].__name__ == "__main__"
-
-
-@pytest.fixture
-def command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
-    """
-    Run the zoo's scripts in an empty folder.
-
-    :param monkeypatch: pytest's own.
-    :param tmp_path: The folder.
-    :param capsys: pytest's own.
-    :return: Function that takes a script and its arguments, and returns what that printed.
-    """
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> str:
-        run(monkeypatch, *arguments)
-        return capsys.readouterr().out
-
-    return call
 
 
 # What the zoo and Optuna warn of is not our business here.

@@ -1,0 +1,78 @@
+"""Checkpoints of the zoo's training that training can go on from, with ``-i``, whenever the process was killed."""
+
+import re
+from pathlib import Path
+
+from stable_baselines3.common.callbacks import CheckpointCallback
+
+from sb3_pg.common.repairs import written_whole
+
+REPLAY_BUFFER, VEC_NORMALIZE = "replay_buffer_", "vecnormalize_"
+
+
+class Checkpoints(CheckpointCallback):
+    """
+    Save the model now and then, and what training needs beside it: the statistics of ``VecNormalize``, and the replay buffer if
+    that is asked for, of which the latest alone is kept.
+
+    Every file is whole or not there, and the model comes last: where it is, the others are.
+
+    :param callback: of the zoo, with when and where to save
+    :param stats_path: gets the latest statistics, too, where the zoo's ``enjoy`` looks for them
+    :param save_replay_buffer: whether to save it
+    """
+
+    def __init__(self, callback: CheckpointCallback, stats_path: Path, save_replay_buffer: bool) -> None:
+        super().__init__(
+            callback.save_freq,
+            callback.save_path,
+            callback.name_prefix,
+            save_replay_buffer=save_replay_buffer,
+            save_vecnormalize=True,
+            verbose=callback.verbose,
+        )
+        self.stats_path = stats_path
+
+    def _on_step(self) -> bool:
+        if self.n_calls % self.save_freq == 0:
+            self._save_statistics()
+            buffer_path = self._save_replay_buffer()
+            self.model.save(self._checkpoint_path(extension="zip"))
+            if buffer_path is not None:
+                self._remove_other_buffers(buffer_path)
+        return True
+
+    def _save_statistics(self) -> None:
+        normalizer = self.model.get_vec_normalize_env()
+        if normalizer is not None:
+            for path in (self._checkpoint_path(VEC_NORMALIZE, "pkl"), self.stats_path):
+                with written_whole(path, "pkl") as part:
+                    normalizer.save(str(part))
+
+    def _save_replay_buffer(self) -> Path | None:
+        """
+        :return: the file; ``None`` if there is nothing to save
+        """
+        if not self.save_replay_buffer or getattr(self.model, "replay_buffer", None) is None:
+            return None
+        path = Path(self._checkpoint_path(REPLAY_BUFFER, "pkl"))
+        self.model.save_replay_buffer(path)  # type: ignore[attr-defined]  # there is a buffer
+        return path
+
+    def _remove_other_buffers(self, latest: Path) -> None:
+        for path in latest.parent.glob(f"{self.name_prefix}_{REPLAY_BUFFER}*_steps.pkl"):
+            if path != latest:
+                path.unlink()
+
+
+def beside(agent: str, kind: str) -> Path | None:
+    """
+    Find what was saved with a checkpoint.
+
+    :param agent: path of a model
+    :param kind: ``REPLAY_BUFFER`` or ``VEC_NORMALIZE``
+    :return: the file; ``None`` if the model is no checkpoint, or has none
+    """
+    name = re.fullmatch(r"(.*_)(\d+_steps)\.zip", Path(agent).name)
+    path = name and Path(agent).with_name(f"{name[1]}{kind}{name[2]}.pkl")
+    return path if path and path.is_file() else None
