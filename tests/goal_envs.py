@@ -58,7 +58,7 @@ class PointGoalEnv(gym.Env[Observation, Array]):
         terminated = bool(self.compute_terminated(observation["achieved_goal"], observation["desired_goal"], {}))
         return observation, reward, terminated, False, {"is_success": reward == 0}
 
-    def render(self) -> Array:  # type: ignore[override]  # one mode alone
+    def render(self) -> Array:
         """
         :return: 64 x 64 pixels, the goal in green and the point in white
         """

@@ -11,7 +11,7 @@ from stable_baselines3.common.base_class import BaseAlgorithm
 @contextlib.contextmanager
 def written_whole(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[str | Path | io.BufferedIOBase]:
     """
-    Write a file beside its place and rename it at the end: whatever happens meanwhile, an earlier file of that name stays whole.
+    Write a file beside its place and rename it at the end, so that an earlier file of that name stays whole until then.
 
     :param path: of the file, named as SB3's functions would; an open file is passed on as it is
     :param suffix: added to a name that has none

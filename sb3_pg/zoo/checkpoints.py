@@ -12,8 +12,8 @@ REPLAY_BUFFER, VEC_NORMALIZE = "replay_buffer_", "vecnormalize_"
 
 class Checkpoints(CheckpointCallback):
     """
-    Save the model now and then, and what training needs beside it: the statistics of ``VecNormalize``, and the replay buffer if
-    that is asked for, of which the latest alone is kept.
+    Save the model now and then, and what training needs beside it: the statistics of ``VecNormalize``, and the replay buffer
+    if that is asked for, of which the latest alone is kept.
 
     Every file is whole or not there, and the model comes last: where it is, the others are.
 

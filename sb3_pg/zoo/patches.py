@@ -122,7 +122,7 @@ def _change_utils(module: ModuleType) -> None:
 def _with_expected_error(original: Callable[..., str]) -> Callable[..., str]:
     @functools.wraps(original)
     def load_from_hub(repo_id: str, filename: str) -> str:
-        from huggingface_hub.utils import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError
         from requests.exceptions import HTTPError
 
         try:
@@ -201,7 +201,7 @@ class _TrialNumber(int):
 
 def _change_manager(module: ModuleType) -> None:
     """
-    Make our yml files the default configuration of our algorithms, let trial 0 count, and replace the methods in ``MANAGER_METHODS``.
+    Make our yml files the default configuration of our algorithms, let trial 0 count, and change ``MANAGER_METHODS``.
 
     :param module: ``rl_zoo3.exp_manager``.
     :raises TypeError: The zoo's constructor lacks the arguments that this rests on.

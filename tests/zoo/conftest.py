@@ -27,7 +27,7 @@ def registered() -> Iterator[None]:
     sb3_pg.register()
     tables: list[Any] = [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]
     copies = [dict(table) for table in tables]
-    places = [(exp_manager.ExperimentManager, name) for name in ("__init__", *MANAGER_METHODS)]
+    places: list[tuple[Any, str]] = [(exp_manager.ExperimentManager, name) for name in ("__init__", *MANAGER_METHODS)]
     places += [(huggingface_sb3, "load_from_hub"), (subprocess, "call")]
     values = [vars(owner)[name] for owner, name in places]
     try:

@@ -6,7 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -157,9 +157,10 @@ def child(command: list[str], folder: Path) -> str:
     :param folder: where
     :return: what it printed
     """
-    done = subprocess.run(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=300)
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+    with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        printed, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, printed
+    return printed
 
 
 # ---- train -----------------------------------------------------------------------------------------------------------------
@@ -349,7 +350,7 @@ class LocalHub:
         :param filename: of one of its files
         :return: its path
         """
-        from huggingface_hub.utils import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError
 
         path = self.root / repo_id / filename
         if not path.is_file():
@@ -391,12 +392,13 @@ def test_a_model_goes_to_the_hub_and_comes_back(trained: Trained, hub: LocalHub)
     again = load(trained, trained.log / f"{trained.env}.zip")
     observation = gymnasium.make(trained.env).observation_space.sample()
     before = load(trained, repository / f"{trained.key}-{trained.env}.zip")
-    assert np.array_equal(*(model.predict(observation, deterministic=True)[0] for model in (again, before)))
+    actions = [model.predict(observation, deterministic=True)[0] for model in (again, before)]
+    assert np.array_equal(actions[0], actions[1])
 
 
 def test_other_errors_of_the_hub_stay_as_they_are(hub: LocalHub) -> None:
     import huggingface_sb3  # type: ignore[import-untyped]  # it has no annotations
-    from huggingface_hub.utils import EntryNotFoundError
+    from huggingface_hub.errors import EntryNotFoundError
     from requests.exceptions import HTTPError
 
     assert not issubclass(EntryNotFoundError, HTTPError)  # otherwise our patch is not needed any more
