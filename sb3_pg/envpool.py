@@ -33,6 +33,7 @@ _POOL_OPTIONS = {
     "gym_reset_return_info",
     "reward_threshold",
 }
+_GOAL_METHODS = ("compute_reward", "compute_terminated", "compute_truncated")
 
 
 class EnvPoolVecEnv(VecEnv):
@@ -78,7 +79,12 @@ class EnvPoolVecEnv(VecEnv):
         if env is not None:
             self._limit = _time_limit(env)
             self._config["max_episode_steps"] = self._limit + 1
-        self._attributes = _shared_attributes(env)
+        self._attributes = {
+            "render_mode": None,
+            "observation_space": observation_space,
+            "action_space": action_space,
+            **_gymnasium_attributes(env),
+        }
         super().__init__(n_envs, observation_space, action_space)
         self.seed(seed)
 
@@ -193,7 +199,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         Get what is the same for all environments at all times.
 
-        :param attr_name: ``render_mode``, ``spec`` (if Gymnasium has the environment), ``compute_reward`` (if it has goals)
+        :param attr_name: ``render_mode``, a space, ``spec`` (of Gymnasium), or a method of goal environments
         :param indices: of which environments
         :return: the attribute for each of them
         :raises AttributeError: there is no such attribute
@@ -221,7 +227,7 @@ class EnvPoolVecEnv(VecEnv):
         """
         Call a method.
 
-        :param method_name: ``compute_reward``, see :meth:`get_attr`
+        :param method_name: ``compute_reward`` and the like, see :meth:`get_attr`
         :param method_args: its arguments
         :param indices: of which environments
         :param method_kwargs: its keyword arguments
@@ -359,21 +365,18 @@ def _time_limit(env: gym.Env[Any, Any]) -> int:
     return _INT32_MAX - 1 if limit in (None, -1) else int(limit)
 
 
-def _shared_attributes(env: gym.Env[Any, Any] | None) -> dict[str, Any]:
+def _gymnasium_attributes(env: gym.Env[Any, Any] | None) -> dict[str, Any]:
     """
-    :param env: Gymnasium's environment, which is closed unless its method is needed
-    :return: attributes that are the same for all of EnvPool's environments
+    :param env: Gymnasium's environment, which is closed unless its methods are needed
+    :return: its attributes that are right for EnvPool's environments, too
     """
-    attributes: dict[str, Any] = {"render_mode": None}
     if env is None:
-        return attributes
-    attributes["spec"] = env.spec
-    if hasattr(env.unwrapped, "compute_reward"):
-        # A function of its arguments alone, by the contract of goal environments: hindsight replay needs it.
-        attributes["compute_reward"] = env.unwrapped.compute_reward
-    else:
+        return {}
+    # Functions of their arguments alone, by the contract of goal environments: hindsight replay needs them.
+    methods = {name: getattr(env.unwrapped, name) for name in _GOAL_METHODS if hasattr(env.unwrapped, name)}
+    if not methods:
         env.close()
-    return attributes
+    return {"spec": env.spec, **methods}
 
 
 def _row(obs: Any, i: int) -> Any:

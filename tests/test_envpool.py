@@ -19,7 +19,7 @@ from stable_baselines3.common.monitor import Monitor, load_results
 from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
-from sb3_pg import VPG
+from sb3_pg import HERDDPG, VPG
 from sb3_pg.envpool import EnvPoolVecEnv, use_envpool
 
 try:
@@ -317,6 +317,7 @@ def test_monitor_files(tmp_path: Path) -> None:
 def test_what_python_cannot_reach_is_refused() -> None:
     env = EnvPoolVecEnv("CartPole-v1", 2)
     assert env.get_attr("render_mode", indices=[1]) == [None]
+    assert env.get_attr("action_space") == [env.action_space] * 2
     assert not env.has_attr("state")
     with pytest.raises(AttributeError, match="no Python object with a 'state'"):
         env.get_attr("state")
@@ -421,8 +422,9 @@ def test_goals() -> None:
             assert rewards[i] == env.env_method("compute_reward", *goals, {}, indices=i)[0]
             assert info["is_success"] == (rewards[i] == 0)
             assert not dones[i] or info["episode"]["is_success"] == info["is_success"]
-    options: dict[str, Any] = {"replay_buffer_class": HerReplayBuffer, "learning_starts": 120, "batch_size": 16}
-    DDPG("MultiInputPolicy", env, policy_kwargs={"net_arch": [16]}, device="cpu", **options).learn(150)
+    options: dict[str, Any] = {"learning_starts": 120, "batch_size": 16, "policy_kwargs": {"net_arch": [16]}, "device": "cpu"}
+    DDPG("MultiInputPolicy", env, replay_buffer_class=HerReplayBuffer, **options).learn(150)
+    HERDDPG("MultiInputPolicy", env, **options).learn(150)
 
 
 def made(folder: Path | None, env_id: str = "CartPole-v1", **options: Any) -> VecEnv:
