@@ -3,9 +3,10 @@ How fast training is, in environment steps (or updates) per second, beside Stabl
 
     python scripts/bench_speed.py                        # all rows
     python scripts/bench_speed.py cartpole-8 cartpole-1 --rounds 9 --json speed.json
+    python scripts/bench_speed.py --envs CartPole-v1 Pendulum-v1    # environments alone: SB3's and EnvPool's
 
 All loops of a row live in one process and take turns, after a burn-in, so that whatever else the machine does hits them alike.
-What counts is the ratio to SB3 within a round, and of the ratios the median.
+What counts is the ratio to SB3 (to DummyVecEnv) within a round, and of the ratios the median.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import json
 import statistics
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,13 +27,17 @@ from benchmark import machine, versions
 from stable_baselines3 import A2C, DDPG, HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
 from sb3_pg import HERDDPG, SVG0, VPG, NStepA2C
+from sb3_pg.envpool import EnvPoolVecEnv
 
 SEED = 0
 UPDATE_EXPERIENCE = 10_000
+# Environments, and steps of them all, in a round of `--envs`.
+N_ENVS = 8
+ENVS_STEPS = 8000
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,22 @@ class Speed:
         """
         return statistics.median(self.steps_per_second[name])
 
-    def ratio(self, name: str) -> float:
+    def ratios(self, name: str, base: str = "SB3") -> list[float]:
         """
         :param name: loop
-        :return: median over the rounds of its speed relative to SB3's in the same round
+        :param base: another
+        :return: speed of one relative to the other in each round
         """
-        pairs = zip(self.steps_per_second[name], self.steps_per_second["SB3"], strict=True)
-        return statistics.median(one / sb3 for one, sb3 in pairs)
+        pairs = zip(self.steps_per_second[name], self.steps_per_second[base], strict=True)
+        return [one / other for one, other in pairs]
+
+    def ratio(self, name: str, base: str = "SB3") -> float:
+        """
+        :param name: loop
+        :param base: another
+        :return: median over the rounds of the speed of one relative to the other
+        """
+        return statistics.median(self.ratios(name, base))
 
 
 def step_alone(env: VecEnv, steps: int) -> None:
@@ -175,16 +189,50 @@ def measure(row: Row, rounds: int, tick: Callable[[], object]) -> Speed:
     :return: what was measured
     """
     th.set_num_threads(row.threads)
-    loops = loops_of(row)
+    return take_turns(loops_of(row), row.steps, rounds, tick)
+
+
+def take_turns(loops: Mapping[str, Callable[[], object]], steps: int, rounds: int, tick: Callable[[], object]) -> Speed:
+    """
+    :param loops: name -> function
+    :param steps: what each of them counts for
+    :param rounds: number of rounds, after one that does not count
+    :param tick: called after each round
+    :return: what was measured
+    """
     speeds: dict[str, list[float]] = {name: [] for name in loops}
     for i in range(rounds + 1):
         for name, run in loops.items():
             start = time.perf_counter()
             run()
             if i > 0:
-                speeds[name].append(row.steps / (time.perf_counter() - start))
+                speeds[name].append(steps / (time.perf_counter() - start))
         tick()
     return Speed(speeds)
+
+
+def measure_environments(env_id: str, rounds: int, tick: Callable[[], object]) -> Speed:
+    """
+    Let the ways to step environments take turns, all with the statistics of a ``Monitor``.
+
+    :param env_id: of the environment
+    :param rounds: number of rounds, after one that does not count
+    :param tick: called after each round
+    :return: what was measured
+    """
+    envs: dict[str, VecEnv] = {
+        "DummyVecEnv": make_vec_env(env_id, N_ENVS, seed=SEED),
+        "SubprocVecEnv": make_vec_env(env_id, N_ENVS, seed=SEED, vec_env_cls=SubprocVecEnv),
+        "EnvPoolVecEnv": EnvPoolVecEnv(env_id, N_ENVS, seed=SEED),
+    }
+    for env in envs.values():
+        env.action_space.seed(SEED)
+        env.reset()
+    loops = {name: functools.partial(step_alone, env, ENVS_STEPS) for name, env in envs.items()}
+    speed = take_turns(loops, ENVS_STEPS, rounds, tick)
+    for env in envs.values():
+        env.close()
+    return speed
 
 
 def markdown(rows: Sequence[Row], speeds: Sequence[Speed]) -> str:
@@ -198,12 +246,29 @@ def markdown(rows: Sequence[Row], speeds: Sequence[Speed]) -> str:
         "|---|---|---|---|---|---|---|",
     ]
     for row, speed in zip(rows, speeds, strict=True):
-        ratios = [speed.steps_per_second["sb3_pg"][i] / sb3 for i, sb3 in enumerate(speed.steps_per_second["SB3"])]
+        ratios = speed.ratios("sb3_pg")
         alone = f"{speed.ratio('environment'):.1f}" if "environment" in speed.steps_per_second else ""
         lines.append(
             f"| {row.title} | {row.n_envs} | {row.threads} | {speed.median('SB3'):,.0f} | {speed.median('sb3_pg'):,.0f} | "
             f"**{speed.ratio('sb3_pg'):.2f}** ({min(ratios):.2f} to {max(ratios):.2f}) | {alone} |"
         )
+    return "\n".join(lines)
+
+
+def environments_markdown(env_ids: Sequence[str], speeds: Sequence[Speed]) -> str:
+    """
+    :param env_ids: environments
+    :param speeds: what was measured of each
+    :return: table in Markdown
+    """
+    base, *others = speeds[0].steps_per_second
+    lines = [f"| {N_ENVS} environments | {base}, per second | {' | '.join(others)} |", "|---" * (2 + len(others)) + "|"]
+    for env_id, speed in zip(env_ids, speeds, strict=True):
+        cells = []
+        for name in others:
+            ratios = speed.ratios(name, base)
+            cells.append(f"**{statistics.median(ratios):.2f}** ({min(ratios):.2f} to {max(ratios):.2f})")
+        lines.append(f"| {env_id} | {speed.median(base):,.0f} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -215,6 +280,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("rows", nargs="*", metavar="ROW", help=f"some of {', '.join(ROWS)}; all if none is named")
+    parser.add_argument("--envs", nargs="+", metavar="ID", help="in place of rows: environments that EnvPool has, alone")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that count (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args(arguments)
@@ -222,11 +288,17 @@ def main(arguments: Sequence[str] | None = None) -> None:
         parser.error(f"no such row: {', '.join(sorted(unknown))} (there are {', '.join(ROWS)})")
     if args.rounds < 1:
         parser.error("--rounds must be at least 1")
-    names = args.rows or list(ROWS)
+    if args.envs and args.rows:
+        parser.error("either rows or --envs")
+    names = args.envs or args.rows or list(ROWS)
     with tqdm(total=len(names) * (args.rounds + 1), unit="round", disable=not sys.stderr.isatty()) as bar:
-        speeds = [measure(ROWS[name], args.rounds, bar.update) for name in names]
+        if args.envs:
+            speeds = [measure_environments(env_id, args.rounds, bar.update) for env_id in names]
+            print(environments_markdown(names, speeds))
+        else:
+            speeds = [measure(ROWS[name], args.rounds, bar.update) for name in names]
+            print(markdown([ROWS[name] for name in names], speeds))
     circumstances = [machine(), ", ".join(f"{name} {version}" for name, version in versions().items())]
-    print(markdown([ROWS[name] for name in names], speeds))
     print(f"\n{args.rounds} rounds, median (least to greatest ratio). " + "; ".join(circumstances))
     if args.json:
         figures = {name: speed.steps_per_second for name, speed in zip(names, speeds, strict=True)}

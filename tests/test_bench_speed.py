@@ -26,6 +26,7 @@ def test_ratios_are_taken_within_a_round(bench_speed: ModuleType) -> None:
     """Both loops are slowed down alike in the second round, and the third is an outlier."""
     speed = bench_speed.Speed({"SB3": [10.0, 5.0, 10.0], "sb3_pg": [30.0, 15.0, 90.0]})
     assert speed.ratio("sb3_pg") == 3
+    assert speed.ratio("SB3", base="sb3_pg") == 1 / 3
     assert speed.median("SB3") == 10
 
 
@@ -72,7 +73,27 @@ def test_a_whole_run(
     assert all(len(rounds) == 1 and rounds[0] > 0 for rounds in figures.values())
 
 
-@pytest.mark.parametrize("arguments", [["nonsense"], ["--rounds", "0"]])
+def test_the_table_of_environments_has_ratios_to_the_first(bench_speed: ModuleType) -> None:
+    speed = bench_speed.Speed(
+        {"DummyVecEnv": [1000.0, 500.0], "SubprocVecEnv": [500.0, 250.0], "EnvPoolVecEnv": [4000.0, 1000.0]}
+    )
+    assert bench_speed.environments_markdown(["CartPole-v1"], [speed]).splitlines() == [
+        "| 8 environments | DummyVecEnv, per second | SubprocVecEnv | EnvPoolVecEnv |",
+        "|---|---|---|---|",
+        "| CartPole-v1 | 750 | **0.50** (0.50 to 0.50) | **3.00** (2.00 to 4.00) |",
+    ]
+
+
+def test_all_ways_to_step_environments_take_turns(bench_speed: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    # EnvPool is not needed to see that.
+    monkeypatch.setattr(bench_speed, "EnvPoolVecEnv", bench_speed.make_vec_env)
+    monkeypatch.setattr(bench_speed, "SubprocVecEnv", bench_speed.make_vec_env.__globals__["DummyVecEnv"])
+    monkeypatch.setattr(bench_speed, "ENVS_STEPS", 16)
+    speed = bench_speed.measure_environments("CartPole-v1", 2, lambda: None)
+    assert [len(rounds) for rounds in speed.steps_per_second.values()] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("arguments", [["nonsense"], ["--rounds", "0"], ["cartpole-8", "--envs", "CartPole-v1"]])
 def test_wrong_arguments_are_refused(bench_speed: ModuleType, arguments: list[str]) -> None:
     with pytest.raises(SystemExit):
         bench_speed.main(arguments)

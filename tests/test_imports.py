@@ -36,6 +36,7 @@ LAYERS = {
     "sb3_pg.common.actor_critic": TRAINING,
     "sb3_pg.registry": REGISTRY,
     "sb3_pg.diagnose": TOOL,
+    "sb3_pg.envpool": TOOL,
     "sb3_pg.zoo": TOOL,
 }
 # What a layer may import from outside, besides the standard library; None is anything.

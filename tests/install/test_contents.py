@@ -61,7 +61,18 @@ print(*sorted(line.split("<")[0].split(">")[0] for line in data.get_all("Require
     version = (source / "sb3_pg" / "version.txt").read_text().strip()
     first, extras, needed = installed.python("-c", code).stdout.splitlines()
     assert first == f"{version} {version} >=3.10 MIT"
-    assert set(extras.split()) == {"box2d", "mujoco", "robotics", "plots", "postgres", "track", "video", "tests", "docs"}
+    assert set(extras.split()) == {
+        "box2d",
+        "envpool",
+        "mujoco",
+        "robotics",
+        "plots",
+        "postgres",
+        "track",
+        "video",
+        "tests",
+        "docs",
+    }
     assert needed == "gymnasium numpy pandas requests rl_zoo3 sb3-contrib stable-baselines3 torch"
 
 
