@@ -160,18 +160,6 @@ def test_a_finished_training_goes_on(key: str, command: Callable[..., str], algo
 # ---- checkpoints -----------------------------------------------------------------------------------------------------------
 
 
-def test_the_zoo_still_saves_models_alone() -> None:
-    """Otherwise our checkpoints are not needed any more."""
-    import inspect
-
-    from rl_zoo3.exp_manager import ExperimentManager
-
-    source = inspect.getsource(ExperimentManager.create_callbacks)
-    assert "CheckpointCallback(" in source
-    assert "save_vecnormalize" not in source
-    assert "rl_model" not in inspect.getsource(inspect.unwrap(ExperimentManager._load_pretrained_agent))
-
-
 def test_a_checkpoint_has_its_parts_and_only_the_latest_buffer(
     make_model: Callable[..., Any], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:

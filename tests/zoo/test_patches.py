@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import importlib.util
 import inspect
 import re
 import sys
@@ -175,12 +176,65 @@ def test_every_trial_of_a_study_can_be_trained_again(number: int, tmp_path: Path
     assert hyperparams.items() >= ALGOS["vpg"].load_converter()(trial.params).items()
 
 
-def test_the_zoo_still_ignores_trial_0() -> None:
-    """Otherwise our patch is not needed any more."""
-    constructor: Any = ExperimentManager.__init__
-    source = inspect.getsource(ExperimentManager.read_hyperparameters)
-    assert "self.trial_id:" in source
-    assert "trial_id" in inspect.signature(constructor.__wrapped__).parameters
+def source_of(name: str) -> str:
+    """
+    :param name: module of the zoo, which may be a script
+    :return: its text
+    """
+    spec = importlib.util.find_spec(name)
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).read_text(encoding="utf-8")
+
+
+def method_source(name: str) -> str:
+    """
+    :param name: method of the zoo's manager
+    :return: its text, without our changes
+    """
+    return inspect.getsource(inspect.unwrap(vars(ExperimentManager)[name]))
+
+
+# Change of ours -> what must be so in the zoo, and what must not, for it to be needed.
+NEEDED: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
+    "our algorithms in its tables": ([], [("rl_zoo3.utils", "entry_points"), ("rl_zoo3.hyperparams_opt", "entry_points")]),
+    "gymnasium_robotics": ([], [("rl_zoo3.import_envs", "gymnasium_robotics")]),
+    "our yml files": ([("__init__", 'default_path / f"hyperparams/')], []),
+    "trial 0": ([("read_hyperparameters", "and self.trial_id:")], []),
+    "trials of dead workers": ([], [("rl_zoo3.exp_manager", "heartbeat"), ("rl_zoo3.exp_manager", "fail_stale")]),
+    "whole checkpoints": ([("create_callbacks", "CheckpointCallback(")], [("create_callbacks", "save_vecnormalize")]),
+    "going on from checkpoints": ([], [("_maybe_normalize", "rl_model"), ("_load_pretrained_agent", "rl_model")]),
+    "the hub's error": ([("rl_zoo3.load_from_hub", "except HTTPError:")], []),
+    "generate_metadata": ([("rl_zoo3.push_to_hub", "_generate_replay, generate_metadata")], []),
+    "benchmark": ([("rl_zoo3.benchmark", '["python", "enjoy.py"')], []),
+    "record_training": ([("rl_zoo3.record_training", '["python", "-m"')], []),
+}
+
+
+@pytest.mark.parametrize("change", NEEDED)
+def test_each_change_is_still_needed(change: str) -> None:
+    """A failure here says that the zoo has changed, and that a patch of ours may go."""
+
+    def text(name: str) -> str:
+        return source_of(name) if "." in name else method_source(name)
+
+    wanted, unwanted = NEEDED[change]
+    assert [part for name, part in wanted if part not in text(name)] == []
+    assert [part for name, part in unwanted if part in text(name)] == []
+
+
+def test_the_zoo_still_builds_models_outside_of_its_try() -> None:
+    """Otherwise errors of constructors are pruned without us."""
+    source = method_source("objective")
+    assert source.index("model = ALGOS[self.algo](") < source.index("try:")
+
+
+def test_the_hub_still_differs_from_what_the_zoo_expects() -> None:
+    from huggingface_hub.errors import EntryNotFoundError
+    from requests.exceptions import HTTPError
+
+    assert not issubclass(EntryNotFoundError, HTTPError)
+    assert "def generate_metadata" not in source_of("huggingface_sb3.push_to_hub")
 
 
 def optimize(algo: str, tmp_path: Path, n_trials: int = 3, **hyperparams: Any) -> optuna.Study:
