@@ -1,5 +1,6 @@
 """``scripts/benchmark.py``: what it runs, what it leaves alone, and the numbers that it reports."""
 
+import fcntl
 import json
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import script_modules
+
+from sb3_pg.zoo import runs
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
 REWARDS = [1.0, 2.0, 6.0]
@@ -33,7 +36,7 @@ class Zoo:
     """
     Stands in for the processes: writes what the zoo and the evaluation would write, in no time.
 
-    :param start: The script's own function that starts a process.
+    :param start: The function that starts a process.
     """
 
     def __init__(self, start: Callable[[Sequence[str], Path], subprocess.Popen[bytes]]) -> None:
@@ -46,7 +49,7 @@ class Zoo:
 
     def start(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
         """
-        Replace ``start`` of the script.
+        Replace ``start`` of the runs.
 
         :param command: Arguments of Python.
         :param log: Gets the output.
@@ -76,16 +79,15 @@ class Zoo:
 
 
 @pytest.fixture
-def zoo(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+def zoo(monkeypatch: pytest.MonkeyPatch) -> Zoo:
     """
     Replace the processes.
 
-    :param benchmark: The script.
     :param monkeypatch: pytest's own.
     :return: What stands in for them.
     """
-    zoo = Zoo(benchmark.start)
-    monkeypatch.setattr(benchmark, "start", zoo.start)
+    zoo = Zoo(runs.start)
+    monkeypatch.setattr(runs, "start", zoo.start)
     return zoo
 
 
@@ -301,31 +303,29 @@ def test_at_most_so_many_run_at_once(jobs: int, call: Callable[[str], object], z
 
 
 def test_an_interrupt_stops_the_processes_and_keeps_what_is_finished(
-    folder: Path, benchmark: ModuleType, call: Callable[[str], object], zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+    folder: Path, call: Callable[[str], object], zoo: Zoo, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "run --algo a2c --env CartPole-v1 --seeds 1-4 -o out --conf conf.yml --jobs 2"
     assert call(line.replace("1-4", "1")) == 0
     zoo.code = "import time; time.sleep(600)"
 
     def interrupt(_: float) -> None:
-        monkeypatch.setattr(benchmark.time, "sleep", sleep)
+        monkeypatch.setattr(time, "sleep", sleep)
         raise KeyboardInterrupt
 
     sleep = time.sleep
-    monkeypatch.setattr(benchmark.time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", interrupt)
     assert call(line) == "benchmark.py: interrupted; finished runs are kept"
     assert len(zoo.processes) == 2 + 2
     assert all(process.poll() is not None for process in zoo.processes)
     assert [path.parent.name for path in folder.rglob("result.json")] == ["seed_1"]
 
 
-def test_two_at_once_do_not_share_a_label(
-    folder: Path, benchmark: ModuleType, call: Callable[[str], object], zoo: Zoo
-) -> None:
+def test_two_at_once_do_not_share_a_label(folder: Path, call: Callable[[str], object], zoo: Zoo) -> None:
     (folder / "out").mkdir()
     line = "run --algo a2c --env CartPole-v1 --seeds 1 -o out --conf conf.yml"
     with (folder / "out/.a2c.lock").open("w") as lock:
-        benchmark.fcntl.flock(lock, benchmark.fcntl.LOCK_SH)  # refuses only who wants the folder alone
+        fcntl.flock(lock, fcntl.LOCK_SH)  # refuses only who wants the folder alone
         assert "another benchmark writes to out" in str(call(line))
         assert zoo.trained == []
         assert call(f"{line} --label other") == 0
