@@ -348,8 +348,6 @@ ENTRIES = [
     for env in yaml.safe_load(row.yml_path().read_text(encoding="utf-8"))
     if env != "default" and not env.startswith(("Fetch", "Panda"))
 ]
-
-
 WITHOUT_ENTRIES = [("her_ddpg", "PointGoal-v0"), ("vpg", "Acrobot-v1")]
 OF_THE_ZOO = [("ppo", "CartPole-v1"), ("sac", "Hopper-v4")]
 
@@ -438,14 +436,18 @@ def test_other_values_must_be_plain() -> None:
         (task_of("vpg", "CardPole-v1"), "--env: there is no environment 'CardPole-v1'"),
         (task_of("vpg", "CartPole-v1", conf="none.yml"), "none.yml.*: pass -conf"),
         (task_of("vpg", "CartPole-v1", gym_packages=("no_such_package",)), "no_such_package.*or --gym-packages"),
-        (task_of("vpg", "CartPole-v1", conf="empty.yml"), "Hyperparameters not found for vpg-CartPole-v1"),
+        (task_of("vpg", "CartPole-v1", conf="walk.yml"), "Hyperparameters not found for vpg-CartPole-v1"),
+        (
+            task_of("vpg", "Acrobot-v1", conf="walk.yml"),
+            "the hyperparameters of Acrobot-v1 do not say how long to train: pass -n",
+        ),
         (task_of("svg0", "CartPole-v1"), "trial 0 has no '.*': it is none of svg0"),
         (task_of("nstep_a2c", "CartPole-v1"), "trial 0 has no '.*': it is none of nstep_a2c"),
         (task_of("crossq", "CartPole-v1"), "the zoo cannot tune crossq"),
     ],
 )
 def test_what_cannot_be_trained_is_said_before_anything_runs(task: Task, message: str, folder: Path) -> None:
-    (folder / "empty.yml").write_text("Walk-v1: {n_timesteps: 1}")
+    (folder / "walk.yml").write_text("Acrobot-v1: {policy: MlpPolicy}")
     [trial] = study_of("vpg", [1.0]).trials
     with pytest.raises(ValueError, match=message):
         entry_of(trial, task, base_entry(task))
@@ -691,6 +693,16 @@ def test_what_is_wrong_with_the_study_is_one_line(processes: Processes) -> None:
     with pytest.raises(SystemExit, match="has no study 't'; it has 's'"):
         main(["--storage", "s.log", "--study-name", "t"])
     assert processes.folders == []
+
+
+def test_the_processes_find_a_zip_app(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "theirs")
+    assert runs.environment()["PYTHONPATH"] == "theirs"
+    (folder / "zoo.pyz").touch()
+    monkeypatch.setattr(runs, "__file__", str(folder / "zoo.pyz/sb3_pg/zoo/runs.py"))
+    assert runs.environment()["PYTHONPATH"] == f"{folder / 'zoo.pyz'}:theirs"
+    monkeypatch.delenv("PYTHONPATH")
+    assert runs.environment()["PYTHONPATH"] == str(folder / "zoo.pyz")
 
 
 def test_the_launcher_imports_nothing_of_it() -> None:

@@ -50,7 +50,9 @@ def base_entry(task: Task) -> dict[str, Any]:
     changes: dict[str, Any] = {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
     if task.n_timesteps > 0:
         changes["n_timesteps"] = task.n_timesteps
-    return {**entry, **task.params, **changes}
+    if "n_timesteps" not in (base := {**entry, **task.params, **changes}):
+        raise ValueError(f"the hyperparameters of {task.env} do not say how long to train: pass -n")
+    return base
 
 
 def entry_of(trial: optuna.trial.FrozenTrial, task: Task, base: dict[str, Any]) -> dict[str, Any]:

@@ -67,7 +67,8 @@ def load_study(storage: str, name: str) -> optuna.Study:
         if name in names:
             return optuna.load_study(study_name=name, storage=backend)
     except Exception as error:  # The drivers of the databases have each their own; what they say may hold the password.
-        raise ValueError(f"--storage: {hide_password(storage)}: {hide_password(str(error))}") from None
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ValueError(f"--storage: {hide_password(storage)}: {hide_password(reason)}") from None
     there = f"it has {', '.join(map(repr, sorted(names)))}" if names else "it has none"
     raise ValueError(f"--study-name: {hide_password(storage)} has no study {name!r}; {there}")
 
