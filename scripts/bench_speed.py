@@ -23,7 +23,6 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 import torch as th
-from benchmark import machine, versions
 from stable_baselines3 import A2C, DDPG, HerReplayBuffer
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
@@ -32,6 +31,7 @@ from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no depend
 
 from sb3_pg import HERDDPG, SVG0, VPG, NStepA2C
 from sb3_pg.envpool import EnvPoolVecEnv
+from sb3_pg.zoo.runs import machine, versions
 
 SEED = 0
 UPDATE_EXPERIENCE = 10_000

@@ -18,7 +18,6 @@ def bench_speed() -> ModuleType:
 
     :return: The module.
     """
-    script_modules.load("benchmark")  # its neighbour, which it imports
     return script_modules.load("bench_speed")
 
 

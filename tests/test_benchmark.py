@@ -1,21 +1,22 @@
 """``scripts/benchmark.py``: what it runs, what it leaves alone, and the numbers that it reports."""
 
+import fcntl
 import json
 import subprocess
 import sys
 import time
-import zipfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
 import pytest
 import script_modules
+from zoo_processes import REWARDS, StandIn
+
+from sb3_pg.zoo import runs
 
 SCRIPT = Path(__file__).resolve().parent.parent / "scripts" / "benchmark.py"
-REWARDS = [1.0, 2.0, 6.0]
 CONF = "default: {n_timesteps: 1000}\nCartPole-v1: {n_timesteps: 2000}\n"
 
 
@@ -29,63 +30,16 @@ def benchmark() -> ModuleType:
     return script_modules.load("benchmark")
 
 
-class Zoo:
-    """
-    Stands in for the processes: writes what the zoo and the evaluation would write, in no time.
-
-    :param start: The script's own function that starts a process.
-    """
-
-    def __init__(self, start: Callable[[Sequence[str], Path], subprocess.Popen[bytes]]) -> None:
-        self._start = start
-        self.code = "print('fine')"  # what the processes do
-        self.failing_seeds: set[str] = set()
-        self.trained: list[str] = []  # environment and seed of every training
-        self.processes: list[subprocess.Popen[bytes]] = []
-        self.most_at_once = 0
-
-    def start(self, command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
-        """
-        Replace ``start`` of the script.
-
-        :param command: Arguments of Python.
-        :param log: Gets the output.
-        :return: A process that does ``code``.
-        """
-        code = self.code
-        if "rl_zoo3.train" in command:
-            algo, env, seed, folder = (command[command.index(option) + 1] for option in ("--algo", "--env", "--seed", "-f"))
-            self.trained.append(f"{env} {seed}")
-            if seed in self.failing_seeds:
-                code = "print('many lines\\n' * 100 + 'the reason'); raise SystemExit(3)"
-            else:
-                self._write_model(Path(folder) / algo / f"{env}_1", env)
-        else:
-            Path(command[command.index("--json") + 1]).write_text(json.dumps(REWARDS))
-        process = self._start(["-c", code], log)
-        self.processes.append(process)
-        self.most_at_once = max(self.most_at_once, sum(process.poll() is None for process in self.processes))
-        return process
-
-    @staticmethod
-    def _write_model(folder: Path, env: str) -> None:
-        folder.mkdir(parents=True)
-        with zipfile.ZipFile(folder / f"{env}.zip", "w") as model:
-            model.writestr("data", json.dumps({"num_timesteps": 2048}))
-        np.savez(folder / "evaluations.npz", timesteps=[1000, 2000], results=[[0.0, 2.0], [3.0, 5.0]])
-
-
 @pytest.fixture
-def zoo(benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Zoo:
+def zoo(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """
     Replace the processes.
 
-    :param benchmark: The script.
     :param monkeypatch: pytest's own.
     :return: What stands in for them.
     """
-    zoo = Zoo(benchmark.start)
-    monkeypatch.setattr(benchmark, "start", zoo.start)
+    zoo = StandIn(runs.start)
+    monkeypatch.setattr(runs, "start", zoo.start)
     return zoo
 
 
@@ -228,7 +182,7 @@ def test_a_run_holds_everything_about_itself(folder: Path, call: Callable[[str],
     assert line in (folder / "out/results.md").read_text()
 
 
-def test_only_what_is_unfinished_runs_again(folder: Path, call: Callable[[str], object], zoo: Zoo) -> None:
+def test_only_what_is_unfinished_runs_again(folder: Path, call: Callable[[str], object], zoo: StandIn) -> None:
     line = "run --algo a2c --env CartPole-v1 Acrobot-v1 --seeds 1-2 -o out --conf conf.yml"
     everything = ["CartPole-v1 1", "CartPole-v1 2", "Acrobot-v1 1", "Acrobot-v1 2"]
 
@@ -255,7 +209,7 @@ def test_only_what_is_unfinished_runs_again(folder: Path, call: Callable[[str], 
 
 @pytest.mark.usefixtures("folder")
 def test_a_failed_run_is_reported_and_the_others_go_on(
-    call: Callable[[str], object], zoo: Zoo, capsys: pytest.CaptureFixture[str]
+    call: Callable[[str], object], zoo: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     line = "run --algo a2c --env CartPole-v1 --seeds 1-3 -o out --conf conf.yml"
     zoo.failing_seeds = {"2"}
@@ -273,7 +227,7 @@ def test_a_failed_run_is_reported_and_the_others_go_on(
 
 @pytest.mark.usefixtures("folder")
 def test_a_training_without_a_model_has_failed(
-    call: Callable[[str], object], zoo: Zoo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    call: Callable[[str], object], zoo: StandIn, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(zoo, "_write_model", lambda *_: None)
     assert "no result.json" in str(call("run --algo a2c --env CartPole-v1 --seeds 1 -o out --conf conf.yml"))
@@ -281,7 +235,7 @@ def test_a_training_without_a_model_has_failed(
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(
-    folder: Path, call: Callable[[str], object], zoo: Zoo, capsys: pytest.CaptureFixture[str]
+    folder: Path, call: Callable[[str], object], zoo: StandIn, capsys: pytest.CaptureFixture[str]
 ) -> None:
     precious = folder / "out/a2c/CartPole-v1/seed_1/precious"
     precious.parent.mkdir(parents=True)
@@ -294,38 +248,36 @@ def test_a_folder_of_somebody_elses_is_left_alone(
 
 @pytest.mark.usefixtures("folder")
 @pytest.mark.parametrize("jobs", [1, 2])
-def test_at_most_so_many_run_at_once(jobs: int, call: Callable[[str], object], zoo: Zoo) -> None:
+def test_at_most_so_many_run_at_once(jobs: int, call: Callable[[str], object], zoo: StandIn) -> None:
     zoo.code = "import time; time.sleep(0.3)"
     assert call(f"run --algo a2c --env CartPole-v1 --seeds 1-4 -o out --conf conf.yml --jobs {jobs}") == 0
     assert zoo.most_at_once == jobs
 
 
 def test_an_interrupt_stops_the_processes_and_keeps_what_is_finished(
-    folder: Path, benchmark: ModuleType, call: Callable[[str], object], zoo: Zoo, monkeypatch: pytest.MonkeyPatch
+    folder: Path, call: Callable[[str], object], zoo: StandIn, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     line = "run --algo a2c --env CartPole-v1 --seeds 1-4 -o out --conf conf.yml --jobs 2"
     assert call(line.replace("1-4", "1")) == 0
     zoo.code = "import time; time.sleep(600)"
 
     def interrupt(_: float) -> None:
-        monkeypatch.setattr(benchmark.time, "sleep", sleep)
+        monkeypatch.setattr(time, "sleep", sleep)
         raise KeyboardInterrupt
 
     sleep = time.sleep
-    monkeypatch.setattr(benchmark.time, "sleep", interrupt)
+    monkeypatch.setattr(time, "sleep", interrupt)
     assert call(line) == "benchmark.py: interrupted; finished runs are kept"
     assert len(zoo.processes) == 2 + 2
     assert all(process.poll() is not None for process in zoo.processes)
     assert [path.parent.name for path in folder.rglob("result.json")] == ["seed_1"]
 
 
-def test_two_at_once_do_not_share_a_label(
-    folder: Path, benchmark: ModuleType, call: Callable[[str], object], zoo: Zoo
-) -> None:
+def test_two_at_once_do_not_share_a_label(folder: Path, call: Callable[[str], object], zoo: StandIn) -> None:
     (folder / "out").mkdir()
     line = "run --algo a2c --env CartPole-v1 --seeds 1 -o out --conf conf.yml"
     with (folder / "out/.a2c.lock").open("w") as lock:
-        benchmark.fcntl.flock(lock, benchmark.fcntl.LOCK_SH)  # refuses only who wants the folder alone
+        fcntl.flock(lock, fcntl.LOCK_SH)  # refuses only who wants the folder alone
         assert "another benchmark writes to out" in str(call(line))
         assert zoo.trained == []
         assert call(f"{line} --label other") == 0
@@ -342,7 +294,7 @@ def test_two_at_once_do_not_share_a_label(
     ],
 )
 def test_wrong_options_are_named_before_anything_runs(
-    options: str, message: str, folder: Path, call: Callable[[str], object], zoo: Zoo
+    options: str, message: str, folder: Path, call: Callable[[str], object], zoo: StandIn
 ) -> None:
     (folder / "conf.yml").write_text("CartPole-v1: {n_timesteps: 2000}")
     assert message in str(call(f"run {options} --seeds 1 -o out"))

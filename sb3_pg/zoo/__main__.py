@@ -1,7 +1,8 @@
 """
-``python -m sb3_pg.zoo SCRIPT ...``: a script of the RL Zoo with our algorithms, where start-up files are not read.
+``python -m sb3_pg.zoo SCRIPT ...``: a script of the RL Zoo with our algorithms, or one that we add to it.
 
-Such places are ``pip install --target`` and zip apps. Elsewhere ``python -m rl_zoo3.SCRIPT ...`` does the same.
+The zoo's scripts are there for places where start-up files are not read, ``pip install --target`` and zip apps. Elsewhere
+``python -m rl_zoo3.SCRIPT ...`` does the same.
 """
 
 import difflib
@@ -17,14 +18,18 @@ from sb3_pg.zoo.patches import register
 _USAGE = """\
 usage: python -m sb3_pg.zoo SCRIPT [arguments of the script]
 
-Runs a script of the RL Zoo (rl_zoo3) with the algorithms of sb3_pg. `SCRIPT --help` shows the script's arguments.
+Runs a script of the RL Zoo (rl_zoo3) with the algorithms of sb3_pg, or one that sb3_pg adds to it. `SCRIPT --help` shows the
+script's arguments.
 
 scripts: {scripts}"""
+
+# What we add: name and module.
+_OURS = {"reevaluate": "sb3_pg.zoo.reevaluate"}
 
 
 def find_scripts() -> dict[str, str]:
     """
-    List what can be run of the zoo, without importing it.
+    List what can be run of the zoo, without importing it, and of ours.
 
     :return: Name of each script and its module; empty if ``rl_zoo3`` is not installed.
     """
@@ -36,7 +41,7 @@ def find_scripts() -> dict[str, str]:
             if re.search(r'__name__ == "__main__"|^args = parser', file.read_text(encoding="utf-8"), re.MULTILINE):
                 parts = file.relative_to(folder).with_suffix("").parts
                 scripts[file.stem] = ".".join(("rl_zoo3", *parts))
-    return dict(sorted(scripts.items()))
+    return dict(sorted({**scripts, **_OURS}.items())) if scripts else {}
 
 
 def main() -> None:
