@@ -41,7 +41,7 @@ def train_her(ours: bool, n_steps: int = CAPACITY) -> None:
             vector = spaces.Box(-np.inf, np.inf, (25,), np.float64)
             self.observation_space: Any = spaces.Dict({"observation": vector, "achieved_goal": goal, "desired_goal": goal})
             self.action_space = spaces.Box(-1, 1, (4,), np.float32)
-            self.state = {key: np.zeros(space.shape) for key, space in self.observation_space.items()}
+            self.state = {key: space.sample() for key, space in self.observation_space.items()}
 
         def reset(self, **_: Any) -> tuple[dict[str, Any], dict[str, Any]]:
             return self.state, {}
