@@ -22,7 +22,7 @@ def registered() -> Iterator[None]:
     from rl_zoo3.utils import ALGOS
 
     import sb3_pg
-    from sb3_pg.zoo.patches import MANAGER_METHODS
+    from sb3_pg.zoo.manager import MANAGER_METHODS
 
     sb3_pg.register()
     tables: list[Any] = [ALGOS, HYPERPARAMS_SAMPLER, HYPERPARAMS_CONVERTER]

@@ -23,7 +23,7 @@ from stable_baselines3 import A2C
 
 import sb3_pg
 from sb3_pg.registry import ALGOS
-from sb3_pg.zoo import patches
+from sb3_pg.zoo import manager, patches
 
 pytestmark = pytest.mark.usefixtures("zoo")
 TABLES: dict[str, dict[str, Any]] = {
@@ -149,7 +149,7 @@ def test_a_subclass_with_its_own_constructor_gets_our_yml(tmp_path: Path) -> Non
 
 def test_a_zoo_without_the_arguments_we_need_is_refused() -> None:
     with pytest.raises(TypeError, match="does not take `algo`, `config` and `trial_id`"):
-        patches._with_our_arguments(lambda algo: None)  # noqa: ARG005 # only its signature counts
+        manager._with_our_arguments(lambda algo: None)  # noqa: ARG005 # only its signature counts
 
 
 # ---- trials ----------------------------------------------------------------------------------------------------------------
