@@ -68,11 +68,13 @@ def run_script(folder: Path, *arguments: str) -> str:
 
 
 @pytest.fixture
-def command(tmp_path: Path) -> Callable[..., str]:
+def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """
-    Run scripts of the zoo in an empty folder.
+    Run scripts of the zoo in an empty folder, which is the test's working directory, too.
 
     :param tmp_path: The folder.
+    :param monkeypatch: pytest's own.
     :return: Function that takes a script and its arguments, and returns what that printed.
     """
+    monkeypatch.chdir(tmp_path)
     return lambda *arguments: run_script(tmp_path, *arguments)
