@@ -175,7 +175,7 @@ def run(args: argparse.Namespace) -> None:
     :param args: of the command ``run``
     """
     args.output.mkdir(parents=True, exist_ok=True)
-    n_timesteps = args.n_timesteps or {"reach": 5000, "bits": 20000}[args.task]
+    n_timesteps = args.n_timesteps or {"reach": 5000, "bits": 4000}[args.task]
     chosen = args.variants or list(variants(args.task))
     for seed in range(args.first_seed, args.first_seed + args.seeds):
         for name in chosen:
