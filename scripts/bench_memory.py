@@ -20,10 +20,11 @@ CAPACITY = 1_000_000
 ROLLOUT = 4000
 
 
-def train_her(ours: bool, n_steps: int = CAPACITY) -> None:
+def train_her(ours: bool, n_steps: int = CAPACITY) -> int:
     """
     :param ours: HERDDPG; otherwise SB3's DDPG with its HerReplayBuffer
     :param n_steps: transitions to collect
+    :return: steps taken
     """
     import gymnasium as gym
     import numpy as np
@@ -62,12 +63,14 @@ def train_her(ours: bool, n_steps: int = CAPACITY) -> None:
         model = DDPG("MultiInputPolicy", env, train_freq=100, **options)
     model.learn(n_steps)
     model.train(10, 2048)
+    return int(model.num_timesteps)
 
 
-def train_rollout(ours: bool, n_steps: int = ROLLOUT) -> None:
+def train_rollout(ours: bool, n_steps: int = ROLLOUT) -> int:
     """
     :param ours: VPG; otherwise SB3's A2C
     :param n_steps: of a rollout, all environments together
+    :return: steps taken
     """
     from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
@@ -77,9 +80,10 @@ def train_rollout(ours: bool, n_steps: int = ROLLOUT) -> None:
     env = make_vec_env("HalfCheetah-v5", N_ENVS)
     model: Any = (VPG if ours else A2C)("MlpPolicy", env, n_steps=n_steps // N_ENVS, device="cpu")
     model.learn(2 * n_steps)
+    return int(model.num_timesteps)
 
 
-CASES: dict[str, Callable[[bool], None]] = {"her": train_her, "rollout": train_rollout}
+CASES: dict[str, Callable[[bool], int]] = {"her": train_her, "rollout": train_rollout}
 
 
 def peak() -> float:
