@@ -45,7 +45,7 @@ class Checkpoints(CheckpointCallback):
     def _save_statistics(self) -> None:
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
-            for path in (self._checkpoint_path(VEC_NORMALIZE, "pkl"), self.stats_path):
+            for path in (self._path_of(VEC_NORMALIZE), self.stats_path):
                 with written_whole(path, "pkl") as part:
                     normalizer.save(str(part))
 
@@ -55,14 +55,22 @@ class Checkpoints(CheckpointCallback):
         """
         if not self.save_replay_buffer or getattr(self.model, "replay_buffer", None) is None:
             return None
-        path = Path(self._checkpoint_path(REPLAY_BUFFER, "pkl"))
+        path = self._path_of(REPLAY_BUFFER)
         self.model.save_replay_buffer(path)  # type: ignore[attr-defined]  # there is a buffer
         return path
 
+    def _path_of(self, kind: str) -> Path:
+        return Path(self.save_path) / _name_of(kind, self.num_timesteps)
+
     def _remove_other_buffers(self, latest: Path) -> None:
-        for path in latest.parent.glob(f"{self.name_prefix}_{REPLAY_BUFFER}*_steps.pkl"):
+        for path in latest.parent.glob(f"{REPLAY_BUFFER}*_steps.pkl"):
             if path != latest:
                 path.unlink()
+
+
+def _name_of(kind: str, n_steps: int | str) -> str:
+    # Not as SB3 calls them: the zoo's record_training takes all files that begin like a checkpoint's model for models.
+    return f"{kind}{n_steps}_steps.pkl"
 
 
 def beside(agent: str, kind: str) -> Path | None:
@@ -73,6 +81,6 @@ def beside(agent: str, kind: str) -> Path | None:
     :param kind: ``REPLAY_BUFFER`` or ``VEC_NORMALIZE``
     :return: the file; ``None`` if the model is no checkpoint, or has none
     """
-    name = re.fullmatch(r"(.*_)(\d+_steps)\.zip", Path(agent).name)
-    path = name and Path(agent).with_name(f"{name[1]}{kind}{name[2]}.pkl")
+    name = re.fullmatch(r"rl_model_(\d+)_steps\.zip", Path(agent).name)
+    path = name and Path(agent).with_name(_name_of(kind, name[1]))
     return path if path and path.is_file() else None

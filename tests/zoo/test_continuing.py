@@ -183,10 +183,10 @@ def test_a_checkpoint_has_its_parts_and_only_the_latest_buffer(
 
 
 def test_what_is_beside_a_model(tmp_path: Path) -> None:
-    for name in ("rl_model_100_steps.zip", "rl_model_vecnormalize_100_steps.pkl", "CartPole-v1.zip"):
+    for name in ("rl_model_100_steps.zip", "vecnormalize_100_steps.pkl", "CartPole-v1.zip"):
         (tmp_path / name).touch()
     agent = str(tmp_path / "rl_model_100_steps.zip")
-    assert beside(agent, VEC_NORMALIZE) == tmp_path / "rl_model_vecnormalize_100_steps.pkl"
+    assert beside(agent, VEC_NORMALIZE) == tmp_path / "vecnormalize_100_steps.pkl"
     assert beside(agent, REPLAY_BUFFER) is None
     assert beside(str(tmp_path / "rl_model_200_steps.zip"), VEC_NORMALIZE) is None
     assert beside(str(tmp_path / "CartPole-v1.zip"), VEC_NORMALIZE) is None

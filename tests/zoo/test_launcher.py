@@ -73,6 +73,8 @@ def test_without_the_zoo_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pyt
     assert "rl_zoo3 is not installed" in capsys.readouterr().err
 
 
+# runpy warns if the module that it shall run was imported before, by another test.
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 @pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize("key", [*ALGOS, "a2c"])
 def test_the_script_runs_with_our_algorithms(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
