@@ -51,7 +51,9 @@ def start(key: str, env: str, folder: Path) -> "subprocess.Popen[str]":
     :return: the process
     """
     # What pytest puts on the path is not on that of a child.
-    code = "import sys, runpy; sys.path[:0] = sys.argv.pop(1).split('|'); import conftest"
+    code = "import sys, runpy, signal; sys.path[:0] = sys.argv.pop(1).split('|'); import conftest"
+    # Whoever runs the tests in the background may have had the shell ignore Ctrl-C, which children inherit.
+    code += "; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code += "; runpy.run_module('sb3_pg.zoo', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, str(Path(__file__).resolve().parents[1]), *arguments(key, env, LONG)]
     return subprocess.Popen(command, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
