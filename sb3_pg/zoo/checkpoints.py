@@ -8,6 +8,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from sb3_pg.common.repairs import written_whole
 
 REPLAY_BUFFER, VEC_NORMALIZE = "replay_buffer_", "vecnormalize_"
+_MODEL = r"rl_model_(\d+)_steps\.zip"
 
 
 class Checkpoints(CheckpointCallback):
@@ -63,7 +64,7 @@ class Checkpoints(CheckpointCallback):
         return Path(self.save_path) / _name_of(kind, self.num_timesteps)
 
     def _remove_other_buffers(self, latest: Path) -> None:
-        for path in latest.parent.glob(f"{REPLAY_BUFFER}*_steps.pkl"):
+        for path in latest.parent.glob(_name_of(REPLAY_BUFFER, "*")):
             if path != latest:
                 path.unlink()
 
@@ -71,6 +72,17 @@ class Checkpoints(CheckpointCallback):
 def _name_of(kind: str, n_steps: int | str) -> str:
     # Not as SB3 calls them: the zoo's record_training takes all files that begin like a checkpoint's model for models.
     return f"{kind}{n_steps}_steps.pkl"
+
+
+def has_lost_its_buffer(agent: str) -> bool:
+    """
+    :param agent: path of a model
+    :return: whether it is a checkpoint that had a replay buffer, of which only that of a later one is left
+    """
+    is_checkpoint = re.fullmatch(_MODEL, Path(agent).name) is not None
+    return (
+        is_checkpoint and beside(agent, REPLAY_BUFFER) is None and any(Path(agent).parent.glob(_name_of(REPLAY_BUFFER, "*")))
+    )
 
 
 def beside(agent: str, kind: str) -> Path | None:
@@ -81,6 +93,6 @@ def beside(agent: str, kind: str) -> Path | None:
     :param kind: ``REPLAY_BUFFER`` or ``VEC_NORMALIZE``
     :return: the file; ``None`` if the model is no checkpoint, or has none
     """
-    name = re.fullmatch(r"rl_model_(\d+)_steps\.zip", Path(agent).name)
+    name = re.fullmatch(_MODEL, Path(agent).name)
     path = name and Path(agent).with_name(_name_of(kind, name[1]))
     return path if path and path.is_file() else None

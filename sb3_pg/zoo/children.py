@@ -3,7 +3,6 @@
 import functools
 import subprocess
 import sys
-from collections.abc import Sequence
 from typing import Any
 
 from sb3_pg.registry import ALGOS
@@ -25,13 +24,12 @@ def redirected(command: Any) -> Any:
     :param command: as ``subprocess.call`` takes it
     :return: the same; for a script of the zoo and one of our algorithms with this interpreter, through our launcher
     """
-    if not (isinstance(command, Sequence) and not isinstance(command, str) and list(command[:1]) == ["python"]):
+    if not isinstance(command, list):
         return command
-    arguments = list(command[1:])
-    if arguments[:1] == ["enjoy.py"]:
-        script, rest = "enjoy", arguments[1:]
-    elif arguments[:1] == ["-m"] and arguments[1].startswith("rl_zoo3."):
-        script, rest = arguments[1].removeprefix("rl_zoo3."), arguments[2:]
+    if command[:2] == ["python", "enjoy.py"]:
+        script, rest = "enjoy", command[2:]
+    elif command[:2] == ["python", "-m"] and "".join(command[2:3]).startswith("rl_zoo3."):
+        script, rest = command[2].removeprefix("rl_zoo3."), command[3:]
     else:
         return command
     ours = "--algo" in rest[:-1] and rest[rest.index("--algo") + 1] in ALGOS

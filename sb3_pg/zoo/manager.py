@@ -115,13 +115,15 @@ def _with_statistics_of_checkpoint(original: Callable[[Any, Any, bool], Any]) ->
 
 def _with_buffer_of_checkpoint(original: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
     def _load_pretrained_agent(self: Any, hyperparams: Any, env: Any) -> Any:
-        from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, beside
+        from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, beside, has_lost_its_buffer
 
         model = original(self, hyperparams, env)
         path = beside(self.trained_agent, REPLAY_BUFFER)
         if path is not None:
             print(f"Loading replay buffer of the checkpoint: {path}")
             model.load_replay_buffer(path, truncate_last_traj=self.truncate_last_trajectory)
+        elif has_lost_its_buffer(self.trained_agent):
+            print("The replay buffer of this checkpoint is not there any more: only that of the latest checkpoint is kept")
         return model
 
     return _load_pretrained_agent

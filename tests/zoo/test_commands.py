@@ -13,7 +13,6 @@ from typing import Any
 import gymnasium
 import numpy as np
 import pytest
-import yaml
 from imageio_ffmpeg import count_frames_and_secs, get_ffmpeg_exe  # type: ignore[import-untyped]  # it has no annotations
 from matplotlib import pyplot as plt
 from stable_baselines3.common.base_class import BaseAlgorithm
@@ -171,8 +170,6 @@ def test_training_leaves_what_the_zoo_promises(trained: Trained) -> None:
     assert {f"{trained.env}.zip", "best_model.zip", "evaluations.npz", "0.monitor.csv", "1.monitor.csv"} <= files
     assert {f"rl_model_{n}_steps.zip" for n in (EVERY, 2 * EVERY)} <= files
     assert load(trained, trained.log / f"{trained.env}.zip").num_timesteps >= STEPS
-    settings = yaml.safe_load((trained.log / trained.env / "config.yml").read_text().replace("!!python/object/apply:", "# "))
-    assert settings is not None
     assert not list(trained.folder.rglob("*.part"))
 
 
@@ -233,8 +230,8 @@ def test_record_video(trained: Trained) -> None:
 @pytest.mark.slow
 @pytest.mark.usefixtures("outside")
 def test_record_training(trained: Trained) -> None:
-    # Each model is a process of its own: one checkpoint and the last model will do.
-    for name in ("best_model.zip", f"rl_model_{2 * EVERY}_steps.zip"):
+    # Each model is a process of its own: one checkpoint will do.
+    for name in ("best_model.zip", f"{trained.env}.zip", f"rl_model_{EVERY}_steps.zip"):
         (trained.log / name).unlink()
     trained.run("record_training", "-n", "10", "--deterministic")
     assert is_video(trained.log / "videos" / "training.mp4")
@@ -299,6 +296,8 @@ def test_children_of_other_algorithms_are_left_alone() -> None:
         ["python", "other.py", "--algo", "vpg"],
         ["ls", "--algo", "vpg"],
         ["python", "enjoy.py", "--algo"],
+        ["python", "-m"],
+        ["python"],
     ]
     assert [children.redirected(command) for command in commands] == commands
     launcher = [sys.executable, "-m", "sb3_pg.zoo"]

@@ -17,7 +17,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pg.common.repairs import written_whole
 from sb3_pg.registry import ALGOS
-from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, VEC_NORMALIZE, Checkpoints, beside
+from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, VEC_NORMALIZE, Checkpoints, beside, has_lost_its_buffer
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("zoo")]
 
@@ -175,6 +175,7 @@ def test_a_checkpoint_has_its_parts_and_only_the_latest_buffer(
     assert len(models) >= 2
     buffered = hasattr(model, "replay_buffer")
     assert [beside(str(path), REPLAY_BUFFER) is not None for path in models] == [False] * (len(models) - 1) + [buffered]
+    assert [has_lost_its_buffer(str(path)) for path in models] == [buffered] * (len(models) - 1) + [False]
     normalised = model.get_vec_normalize_env() is not None
     assert {beside(str(path), VEC_NORMALIZE) is not None for path in models} == {normalised}
     assert stats.is_file() == normalised
