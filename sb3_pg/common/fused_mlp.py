@@ -67,36 +67,63 @@ class FusedMLP(nn.Sequential):
         """
         # Looked at each time, which is cheap: hooks and parametrisations may come and go.
         layers = _layers(self)
-        if layers is None or x.dtype != th.float32 or th.is_autocast_enabled(x.device.type):
+        if layers is None or _in_other_precision(x):
             if not frozen:
                 return super().forward(x)  # type: ignore[no-any-return,no-untyped-call]  # torch
             plain = nn.Sequential(*self)
             constants = {name: p.detach() for name, p in plain.named_parameters()}
             return functional_call(plain, constants, (x,))  # type: ignore[no-any-return]  # torch says Any
         activations, parameters = layers
-        rows = x.reshape(-1, x.shape[-1])
-        if th.is_grad_enabled():
-            if frozen:
-                parameters = [p.detach() for p in parameters]
-            output: th.Tensor = _Stack.apply(rows, activations, self.reduced, *parameters)  # type: ignore[no-untyped-call]  # torch
-        else:
-            output = _cast(_run(rows, activations, self.reduced, parameters)[0][-1], th.float32)
-        return output.view(*x.shape[:-1], -1)
+        if frozen:
+            parameters = [p.detach() for p in parameters]
+        return _apply(x, activations, self.reduced, parameters)
+
+
+class FusedLinear(nn.Linear):
+    """``nn.Linear``, whose gradients cost less where there are few outputs. It has no second derivative."""
+
+    # Whether the products of large layers are in bfloat16, see reduced_precision().
+    reduced = False
+
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        """
+        :param x: ``[..., inputs]``
+        :return: ``[..., outputs]``
+        """
+        if _in_other_precision(x):
+            return super().forward(x)
+        return _apply(x, (None,), self.reduced, (self.weight, self.bias))
+
+
+def _in_other_precision(x: th.Tensor) -> bool:
+    return x.dtype != th.float32 or th.is_autocast_enabled(x.device.type)
+
+
+def _apply(
+    x: th.Tensor, activations: tuple[_Activation | None, ...], reduced: bool, parameters: Sequence[th.Tensor]
+) -> th.Tensor:
+    rows = x.reshape(-1, x.shape[-1])
+    if th.is_grad_enabled():
+        output: th.Tensor = _Stack.apply(rows, activations, reduced, *parameters)  # type: ignore[no-untyped-call]  # torch
+    else:
+        output = _cast(_run(rows, activations, reduced, parameters)[0][-1], th.float32)
+    return output.view(*x.shape[:-1], -1)
 
 
 def _run(
     x: th.Tensor, activations: Sequence[_Activation | None], reduced: bool, parameters: Sequence[th.Tensor]
 ) -> tuple[list[th.Tensor], list[th.Tensor]]:
     """
-    :return: ``x`` and the output of each layer, and the weights, in the precision that they were used in
+    :return: ``x`` and the output of each layer, in the precision of the layer that follows, and the weights, in that of their
+        own layer
     """
-    outputs, weights = [x], []
-    for i, activation in enumerate(activations):
-        weight, bias = parameters[2 * i], parameters[2 * i + 1]
-        dtype = th.bfloat16 if reduced and min(weight.shape) >= MIN_REDUCED else th.float32
-        weights.append(_cast(weight, dtype))
-        y = th.addmm(_cast(bias, dtype), _cast(outputs[-1], dtype), weights[-1].t())
-        outputs.append(y if activation is None else activation.apply(y))
+    weights = [_cast(weight, _precision(weight, reduced)) for weight in parameters[::2]]
+    precisions = [weight.dtype for weight in weights]
+    outputs = [_cast(x, precisions[0])]
+    for i, (weight, following) in enumerate(zip(weights, [*precisions[1:], precisions[-1]], strict=True)):
+        y = th.addmm(_cast(parameters[2 * i + 1], weight.dtype), outputs[-1], weight.t())
+        activation = activations[i]
+        outputs.append(_cast(y if activation is None else activation.apply(y), following))
     return outputs, weights
 
 
@@ -122,21 +149,28 @@ class _Stack(th.autograd.Function):
         of_x, wanted = ctx.needs_input_grad[0], ctx.needs_input_grad[3:]
         gradients: list[th.Tensor | None] = [None] * len(wanted)
         for i in range(n_layers - 1, -1, -1):
-            activation, dtype = ctx.activations[i], weights[i].dtype
-            gradient = _cast(gradient, dtype)
+            activation = ctx.activations[i]
+            gradient = _cast(gradient, outputs[i + 1].dtype)
             if activation is not None:
                 # The gradient that came in belongs to autograd, all others are our own.
                 result = gradient if i < n_layers - 1 else th.empty_like(gradient)
                 activation.backward(gradient, outputs[i + 1], result)
                 gradient = result
+            gradient = _cast(gradient, weights[i].dtype)
             if wanted[2 * i]:
-                gradients[2 * i] = _cast(_product(gradient.t(), _cast(outputs[i], dtype)), th.float32)
+                gradients[2 * i] = _cast(_product(gradient.t(), outputs[i]), th.float32)
             if wanted[2 * i + 1]:
-                gradients[2 * i + 1] = gradient.sum(dim=0, dtype=th.float32)
+                # Sums are in float32 inside.
+                gradients[2 * i + 1] = _cast(gradient.sum(dim=0), th.float32)
             if i == 0 and not of_x:
                 return None, None, None, *gradients
             gradient = _product(gradient, weights[i])
         return _cast(gradient, th.float32), None, None, *gradients
+
+
+def _precision(weight: th.Tensor, reduced: bool) -> th.dtype:
+    """Of the products of a layer, and so of what goes into it."""
+    return th.bfloat16 if reduced and min(weight.shape) >= MIN_REDUCED else th.float32
 
 
 def _cast(x: th.Tensor, dtype: th.dtype) -> th.Tensor:
@@ -144,6 +178,8 @@ def _cast(x: th.Tensor, dtype: th.dtype) -> th.Tensor:
 
 
 def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
+    if a.shape[1] == 1:
+        return a * b
     return (b.t() @ a.t()).t() if b.shape[1] <= FEW_COLUMNS else a @ b
 
 
@@ -175,7 +211,8 @@ def reducible(module: nn.Module) -> bool:
     """
     return any(
         _layers(stack) is not None and any(min(p.shape) >= MIN_REDUCED for p in stack.parameters() if p.dim() == 2)
-        for stack in _stacks(module)
+        for stack in module.modules()
+        if isinstance(stack, FusedMLP)
     )
 
 
@@ -187,7 +224,7 @@ def reduced_precision(module: nn.Module) -> Iterator[None]:
 
     :param module: with stacks in it
     """
-    stacks = _stacks(module)
+    stacks = [stack for stack in module.modules() if isinstance(stack, (FusedMLP, FusedLinear))]
     for stack in stacks:
         stack.reduced = True
     try:
@@ -195,7 +232,3 @@ def reduced_precision(module: nn.Module) -> Iterator[None]:
     finally:
         for stack in stacks:
             stack.reduced = False
-
-
-def _stacks(module: nn.Module) -> list[FusedMLP]:
-    return [stack for stack in module.modules() if isinstance(stack, FusedMLP)]

@@ -17,13 +17,15 @@ class _Plan(NamedTuple):
     :param states: the optimizer's own dictionary of each, which is another one after ``load_state_dict()``
     :param averages: of the gradients
     :param squares: averages of their squares
-    :param steps: how many steps each parameter has taken
+    :param counts: how many steps each parameter has taken, ``[P]``
+    :param steps: its elements, which the states hold: counting up P tensors takes as long as the arithmetic
     """
 
     parameters: list[th.Tensor]
     states: list[dict[str, th.Tensor]]
     averages: list[th.Tensor]
     squares: list[th.Tensor]
+    counts: th.Tensor
     steps: list[th.Tensor]
 
 
@@ -41,7 +43,7 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
         return
     group = optimizer.param_groups[0]
     with th.no_grad():
-        th._foreach_add_(plan.steps, 1)
+        plan.counts.add_(1)
         th._fused_adam_(
             plan.parameters,
             gradients,
@@ -81,8 +83,12 @@ def _make_plan(parameters: list[th.Tensor], states: list[Any]) -> _Plan | None:
     """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
     if not all(states) or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
         return None
-    columns = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
-    return _Plan(parameters, states, *columns)
+    averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
+    counts = th.stack(steps)
+    steps = list(counts)
+    for state, step in zip(states, steps, strict=True):
+        state["step"] = step
+    return _Plan(parameters, states, averages, squares, counts, steps)
 
 
 def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pg.common.distributions import COVARIANCES, GaussianActions, n_off_diagonal, n_standard_deviations
-from sb3_pg.common.fused_mlp import FusedMLP
+from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP
 from sb3_pg.common.off_policy import fuse_critics
 from sb3_pg.common.optimizers import with_fused_adam
 
@@ -97,11 +97,11 @@ class GaussianActor(BasePolicy):
         dim = get_action_dim(action_space)
         latent_dim = net_arch[-1] if net_arch else features_dim
         self.latent_pi = FusedMLP(*create_mlp(features_dim, -1, net_arch, activation_fn))
-        self.mu = nn.Linear(latent_dim, dim)
+        self.mu = FusedLinear(latent_dim, dim)
 
-        def head(n_entries: int, initial: float) -> nn.Linear | Scale:
-            layer = nn.Linear(latent_dim, n_entries) if state_dependent_covariance else Scale(n_entries)
-            if isinstance(layer, nn.Linear):
+        def head(n_entries: int, initial: float) -> FusedLinear | Scale:
+            layer = FusedLinear(latent_dim, n_entries) if state_dependent_covariance else Scale(n_entries)
+            if isinstance(layer, FusedLinear):
                 nn.init.zeros_(layer.weight)
             nn.init.constant_(layer.bias, initial)
             return layer

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_pg.common.fused_mlp import FEW_COLUMNS, MIN_REDUCED, FusedMLP, reduced_precision, reducible
+from sb3_pg.common.fused_mlp import FEW_COLUMNS, MIN_REDUCED, FusedLinear, FusedMLP, reduced_precision, reducible
 from sb3_pg.common.optimizers import descend
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -235,3 +235,30 @@ def test_reduced_precision_ends_with_its_block_even_by_an_error() -> None:
 )
 def test_reducible_says_whether_it_matters(network: nn.Module, expected: bool) -> None:
     assert reducible(network) is expected
+
+
+# ---- single layers ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("n_outputs", [1, 3, FEW_COLUMNS + 1])
+@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (1, 7)])
+def test_a_layer_alone_is_that_of_torch(n_outputs: int, shape: tuple[int, ...]) -> None:
+    th.manual_seed(0)
+    layer = FusedLinear(7, n_outputs)
+    plain = nn.Linear(7, n_outputs)
+    plain.load_state_dict(layer.state_dict())
+    x = th.randn(shape, requires_grad=True)
+    assert th.allclose(layer(x), plain(x), atol=1e-6)
+    with th.no_grad():
+        assert th.allclose(layer(x), plain(x), atol=1e-6)
+    cotangent = th.randn(*shape[:-1], n_outputs)
+    for ours, theirs in zip(gradients(layer, x, cotangent), gradients(plain, x, cotangent), strict=True):
+        assert th.allclose(ours, theirs, atol=1e-5)
+
+
+def test_a_layer_alone_takes_other_precisions() -> None:
+    layer = FusedLinear(3, 2)
+    with th.autocast("cpu", dtype=th.bfloat16):
+        assert layer(th.randn(4, 3)).dtype == th.bfloat16
+    x = th.randn(4, 3, dtype=th.float64)
+    assert th.equal(layer.double()(x), nn.functional.linear(x, layer.weight, layer.bias))

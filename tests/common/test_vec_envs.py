@@ -1,6 +1,7 @@
 """Quick copies are copies, and only of what collects."""
 
 import copy
+from collections import OrderedDict
 from typing import Any
 
 import gymnasium as gym
@@ -24,6 +25,17 @@ def test_copies_are_those_of_deepcopy(x: Any) -> None:
     assert quick_deepcopy(x) == copy.deepcopy(x) == x
 
 
+def test_buffers_of_observations_keep_their_order_and_type() -> None:
+    """``DummyVecEnv`` has them in an ``OrderedDict``."""
+    arrays = OrderedDict([("b", np.zeros(2)), ("a", np.ones(3)), (None, np.arange(2))])
+    copied = quick_deepcopy(arrays)
+    assert type(copied) is OrderedDict
+    assert list(copied) == list(arrays)
+    for key, array in arrays.items():
+        assert np.array_equal(copied[key], array)
+        assert not np.shares_memory(copied[key], array)
+
+
 def test_nothing_mutable_is_shared() -> None:
     info: dict[str, Any] = {
         "array": np.arange(6.0).reshape(2, 3).T,
@@ -31,9 +43,12 @@ def test_nothing_mutable_is_shared() -> None:
         "nested": {"list": [1, {"a": np.zeros(2)}]},
         "object": spaces.Discrete(3),
         "number": 1.5,
+        "episode": {"r": 1.0, "l": 3},
     }
     info["cycle"] = info
     copied = quick_deepcopy([info])[0]
+    copied["episode"]["r"] = 2.0
+    assert info["episode"]["r"] == 1.0
     assert np.array_equal(copied["array"], info["array"])
     assert copied["array"].strides == info["array"].strides
     copied["array"][:] = -1
