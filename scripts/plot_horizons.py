@@ -16,7 +16,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from stable_baselines3.common.callbacks import BaseCallback
+from curves import Episodes, section_means
 from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
@@ -34,22 +34,6 @@ FIRST_SEED = 101
 N_POINTS = 25
 
 
-class Episodes(BaseCallback):
-    """Write down the reward of each training episode, and the number of steps at which it ended."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.steps: list[int] = []
-        self.rewards: list[float] = []
-
-    def _on_step(self) -> bool:
-        for info in self.locals["infos"]:
-            if "episode" in info:
-                self.steps.append(self.num_timesteps)
-                self.rewards.append(info["episode"]["r"])
-        return True
-
-
 def learning_curve(task: str, return_steps: int | None, seed: int, n_timesteps: int) -> FloatArray:
     """
     Train once.
@@ -65,24 +49,7 @@ def learning_curve(task: str, return_steps: int | None, seed: int, n_timesteps: 
     model = NStepA2C("MlpPolicy", env, return_steps=return_steps, seed=seed, device="cpu", **SETTINGS)
     model.learn(n_timesteps, callback=episodes)
     env.close()
-    return section_means(np.array(episodes.steps), np.array(episodes.rewards), n_timesteps)
-
-
-def section_means(steps: npt.NDArray[np.int64], rewards: FloatArray, n_timesteps: int) -> FloatArray:
-    """
-    Average over sections of equal length.
-
-    :param steps: ``[E]``, when each episode ended, ascending
-    :param rewards: ``[E]``, of each episode
-    :param n_timesteps: length of all sections together; what comes later does not count
-    :return: ``[N_POINTS]``; a section without episodes repeats the one before, NaN if there is none
-    """
-    bounds = np.linspace(0, n_timesteps, N_POINTS + 1)
-    means = np.full(N_POINTS, np.nan)
-    for i in range(N_POINTS):
-        inside = (steps > bounds[i]) & (steps <= bounds[i + 1])
-        means[i] = rewards[inside].mean() if inside.any() else means[max(i - 1, 0)]
-    return means
+    return section_means(np.array(episodes.steps), np.array(episodes.rewards), n_timesteps, N_POINTS)
 
 
 def draw(curves: dict[str, dict[str, FloatArray]], n_timesteps: int, output: Path) -> None:

@@ -20,5 +20,7 @@ def load(name: str) -> ModuleType:
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # where its dataclasses look for it
+    if str(FOLDER) not in sys.path:
+        sys.path.append(str(FOLDER))  # as when it is run: scripts import each other
     spec.loader.exec_module(module)
     return module

@@ -18,14 +18,6 @@ def script() -> ModuleType:
     return script_modules.load("plot_horizons")
 
 
-def test_a_point_is_the_mean_of_the_episodes_that_ended_in_its_section(
-    script: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(script, "N_POINTS", 5)
-    means = script.section_means(np.array([21, 30, 40, 41, 88, 101]), np.array([1.0, 3.0, 5.0, 7.0, 9.0, 100.0]), 100)
-    assert np.array_equal(means, [np.nan, 3.0, 7.0, 7.0, 9.0], equal_nan=True)
-
-
 def test_the_table_shows_the_last_fifth(script: ModuleType) -> None:
     rewards = np.zeros((3, script.N_POINTS))
     rewards[:, -script.N_POINTS // 5 :] = [[10.0], [30.0], [20.0]]
