@@ -26,4 +26,4 @@ mypy sb3_pg scripts tests
 echo "== tests =="
 # The workers must agree on the names of the tests, those with a set in them too.
 export PYTHONHASHSEED=0
-pytest --installed -n "${PYTEST_WORKERS:-2}" "$@" </dev/null
+pytest --installed -n "${PYTEST_WORKERS:-2}" --durations 15 "$@" </dev/null
