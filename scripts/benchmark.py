@@ -96,12 +96,14 @@ def plan(args: argparse.Namespace) -> list[Run]:
     :raises ValueError: wrong seeds, or no hyperparameters for an environment
     """
     options = ["--device", args.device] + (["-conf", str(args.conf)] if args.conf else [])
+    options += ["-params", *args.params] if args.params else []
     runs = []
     for env in args.env:
         hyperparams = read_hyperparams(args.algo, env, args.conf)
         for seed in parse_seeds(args.seeds):
             settings = {"algo": args.algo, "env": env, "seed": seed, "device": args.device, "hyperparams": hyperparams}
             settings |= {key: getattr(args, key) for key in ("n_timesteps", "eval_freq", "eval_episodes", "final_episodes")}
+            settings |= {"params": args.params} if args.params else {}
             folder = args.output / (args.label or args.algo) / env.replace("/", "-").replace(":", "-") / f"seed_{seed}"
             runs.append(Run(folder, settings, tuple(options)))
     return runs
@@ -343,6 +345,9 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", required=True, type=Path, help="folder for everything; several labels may share one")
     run.add_argument("--label", help="name of this variant in the table (default: the algorithm)")
     run.add_argument("--conf", type=Path, help="yml file in the zoo's format (default: the one shipped with the algorithm)")
+    run.add_argument(
+        "--params", nargs="+", metavar="KEY:VALUE", help="in place of entries of the yml file, as the zoo's -params"
+    )
     run.add_argument("--jobs", type=positive, default=1, help="runs at a time, one thread each (default: 1)")
     run.add_argument("-n", "--n-timesteps", type=positive, help="environment steps (default: those of the yml file)")
     run.add_argument("--eval-freq", type=positive, default=25_000, help="steps between evaluations (default: 25000)")

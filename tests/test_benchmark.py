@@ -166,11 +166,13 @@ def test_without_results_there_is_no_table(folder: Path, call: Callable[[str], o
 @pytest.mark.usefixtures("zoo")
 def test_a_run_holds_everything_about_itself(folder: Path, call: Callable[[str], object]) -> None:
     line = "run --algo a2c --env CartPole-v1 --seeds 3 -o out --label mine --conf conf.yml -n 2000 --eval-freq 1000"
+    line += " --params gamma:0.9 n_steps:8"
     assert call(line) == 0
     result = json.loads((folder / "out/mine/CartPole-v1/seed_3/result.json").read_text())
     assert result["command"] == (
         "python -m rl_zoo3.train --algo a2c --env CartPole-v1 --seed 3 -f out/mine/CartPole-v1/seed_3 --eval-freq 1000 "
-        "--eval-episodes 5 --num-threads 1 --verbose 0 --device cpu -conf conf.yml -n 2000"
+        "--eval-episodes 5 --num-threads 1 --verbose 0 --device cpu -conf conf.yml "
+        "-params gamma:0.9 n_steps:8 -n 2000"
     )
     assert result["made_by"] == line.split()
     assert (result["steps"], result["rewards"], result["mean"]) == (2048, REWARDS, 3.0)
@@ -202,6 +204,8 @@ def test_only_what_is_unfinished_runs_again(folder: Path, call: Callable[[str], 
     # Other hyperparameters: those of one environment concern no other.
     (folder / "conf.yml").write_text(CONF.replace("2000", "3000"))
     assert trained_by(line) == everything[:2]
+    assert trained_by(f"{line} --final-episodes 7") == everything
+    assert trained_by(f"{line} --final-episodes 7 --params gamma:0.9") == everything
     assert trained_by(f"{line} --final-episodes 7") == everything
     # How many at a time, and what counts as solved, changes no result.
     assert trained_by(f"{line} --final-episodes 7 --jobs 2 --threshold 3") == []
