@@ -345,9 +345,7 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("-o", "--output", required=True, type=Path, help="folder for everything; several labels may share one")
     run.add_argument("--label", help="name of this variant in the table (default: the algorithm)")
     run.add_argument("--conf", type=Path, help="yml file in the zoo's format (default: the one shipped with the algorithm)")
-    run.add_argument(
-        "--params", nargs="+", metavar="KEY:VALUE", help="in place of the yml file's, as the zoo's -params"
-    )
+    run.add_argument("--params", nargs="+", metavar="KEY:VALUE", help="in place of the yml file's, as the zoo's -params")
     run.add_argument("--jobs", type=positive, default=1, help="runs at a time, one thread each (default: 1)")
     run.add_argument("-n", "--n-timesteps", type=positive, help="environment steps (default: those of the yml file)")
     run.add_argument("--eval-freq", type=positive, default=25_000, help="steps between evaluations (default: 25000)")
