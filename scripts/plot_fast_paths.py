@@ -147,7 +147,7 @@ def table(curves: dict[Task, dict[str, FloatArray]]) -> str:
     lines = ["| training | path | median | all seeds |", "|---|---|---|---|"]
     for task, kinds in curves.items():
         for kind, rewards in kinds.items():
-            last = np.nanmean(rewards[:, -(N_POINTS // 5) :], axis=1)
+            last = rewards[:, -(N_POINTS // 5) :].mean(axis=1)
             lines.append(f"| {task.title} | {kind} | {np.median(last):.4g} | {', '.join(f'{value:.4g}' for value in last)} |")
     return "\n".join(lines)
 

@@ -80,19 +80,22 @@ class FusedMLP(nn.Sequential):
 
 
 class FusedLinear(nn.Linear):
-    """``nn.Linear``, whose gradients cost less where there are few outputs. It has no second derivative."""
-
-    # Whether the products of large layers are in bfloat16, see reduced_precision().
-    reduced = False
+    """
+    ``nn.Linear``, whose gradients cost less where there are few outputs. It has no second derivative, unless hooks watch it.
+    """
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         """
         :param x: ``[..., inputs]``
         :return: ``[..., outputs]``
         """
-        if _in_other_precision(x):
+        if _is_watched(self) or _in_other_precision(x):
             return super().forward(x)
-        return _apply(x, (None,), self.reduced, (self.weight, self.bias))
+        return _apply(x, (None,), False, (self.weight, self.bias))
+
+
+def _is_watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _in_other_precision(x: th.Tensor) -> bool:
@@ -190,7 +193,7 @@ def _layers(stack: FusedMLP) -> tuple[tuple[_Activation | None, ...], list[th.Te
     after_linear = False
     for module in stack._modules.values():
         assert module is not None
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks:
+        if _is_watched(module):
             return None
         if type(module) is nn.Linear and module.bias is not None:
             activations.append(None)
@@ -211,8 +214,7 @@ def reducible(module: nn.Module) -> bool:
     """
     return any(
         _layers(stack) is not None and any(min(p.shape) >= MIN_REDUCED for p in stack.parameters() if p.dim() == 2)
-        for stack in module.modules()
-        if isinstance(stack, FusedMLP)
+        for stack in _stacks(module)
     )
 
 
@@ -224,7 +226,7 @@ def reduced_precision(module: nn.Module) -> Iterator[None]:
 
     :param module: with stacks in it
     """
-    stacks = [stack for stack in module.modules() if isinstance(stack, (FusedMLP, FusedLinear))]
+    stacks = _stacks(module)
     for stack in stacks:
         stack.reduced = True
     try:
@@ -232,3 +234,7 @@ def reduced_precision(module: nn.Module) -> Iterator[None]:
     finally:
         for stack in stacks:
             stack.reduced = False
+
+
+def _stacks(module: nn.Module) -> list[FusedMLP]:
+    return [stack for stack in module.modules() if isinstance(stack, FusedMLP)]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch as th
+from graphs import is_fused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -24,18 +25,6 @@ def stack(sizes: list[int], activation: type[nn.Module], last: type[nn.Module] |
         if following is not None:
             modules.append(following())
     return FusedMLP(*modules)
-
-
-def is_fused(network: FusedMLP, x: th.Tensor) -> bool:
-    output = network(x)
-    names = set()
-    nodes = [output.grad_fn]
-    while nodes:
-        node = nodes.pop()
-        if node is not None:
-            names.add(node.name())
-            nodes.extend(following for following, _ in node.next_functions)
-    return "_StackBackward" in names
 
 
 def gradients(network: nn.Module, x: th.Tensor, cotangent: th.Tensor) -> list[th.Tensor]:
@@ -64,7 +53,7 @@ def test_outputs_and_gradients_are_those_of_sequential(
     for ours, theirs in zip(gradients(network, x, cotangent), gradients(plain, x, cotangent), strict=True):
         assert ours.shape == theirs.shape
         assert th.allclose(ours, theirs, atol=1e-4)
-    assert is_fused(network, x)
+    assert is_fused(network(x))
 
 
 def test_names_of_parameters_are_those_of_sequential() -> None:
@@ -141,7 +130,7 @@ def parametrised() -> FusedMLP:
 def test_all_else_goes_the_plain_way(make: Any, frozen: bool) -> None:
     network = make()
     x = th.randn(5, 3, dtype=next(network.parameters()).dtype, requires_grad=True)
-    assert not is_fused(network, x)
+    assert not is_fused(network(x))
     output = network(x, frozen)
     assert th.equal(output, nn.Sequential(*network)(x))
     output.sum().backward()
@@ -262,3 +251,10 @@ def test_a_layer_alone_takes_other_precisions() -> None:
         assert layer(th.randn(4, 3)).dtype == th.bfloat16
     x = th.randn(4, 3, dtype=th.float64)
     assert th.equal(layer.double()(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_a_watched_layer_goes_the_plain_way() -> None:
+    layer, x = FusedLinear(3, 2), th.randn(4, 3)
+    assert is_fused(layer(x))
+    layer.register_forward_hook(lambda *_: None)
+    assert not is_fused(layer(x))
