@@ -26,6 +26,7 @@ LAYERS = {
     "sb3_pg.common.distributions": TENSORS,
     "sb3_pg.common.fused_mlp": TENSORS,
     "sb3_pg.common.optimizers": TENSORS,
+    "sb3_pg.common.written_out": TENSORS,
     "sb3_pg.common.buffers": TRAINING,
     "sb3_pg.common.policies": TRAINING,
     "sb3_pg.common.numpy_networks": TRAINING,

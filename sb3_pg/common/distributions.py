@@ -1,5 +1,5 @@
 """
-Gaussian action distributions on ``torch.distributions``: isotropic, diagonal or full covariance, squashed or not. Pure torch.
+Gaussian action distributions: isotropic, diagonal or full covariance, squashed or not. Pure torch.
 
 A *sample* u is what the Gaussian draws, an unbounded vector; an *action* is u itself, or tanh(u) if the distribution is
 squashed. Everything here takes samples, never actions: tanh cannot be inverted near its bounds, in float32 not at all beyond
@@ -15,6 +15,7 @@ from torch.nn import functional as F
 COVARIANCES = ("isotropic", "diagonal", "full")
 
 LOG_2 = math.log(2)
+LOG_SQRT_2_PI = 0.5 * math.log(2 * math.pi)
 
 
 def n_standard_deviations(covariance: str, dim: int) -> int:
@@ -69,33 +70,45 @@ class GaussianActions:
     :param squash: whether the action is tanh(u)
     """
 
-    gaussian: D.Normal | D.MultivariateNormal
-
     def __init__(self, mean: th.Tensor, std: th.Tensor, off_diagonal: th.Tensor | None = None, squash: bool = False) -> None:
         self.squash = squash
-        # Without torch's own checks, which cost as much as the rest: the algorithm looks at its losses.
-        if off_diagonal is None:
-            self.gaussian = D.Normal(mean, std.expand_as(mean), validate_args=False)
-        else:
-            factor = cholesky_factor(std.expand_as(mean), off_diagonal)
-            self.gaussian = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
-
-    @property
-    def mean(self) -> th.Tensor:
-        """Mean of the samples, ``[S, A]``."""
-        return self.gaussian.mean
+        # Mean of the samples, [S, A].
+        self.mean = mean
+        self._std = std.expand_as(mean)
+        # An object of torch's for the hard case alone: to make one, and to ask it, takes longer than the arithmetic.
+        self._correlated: D.MultivariateNormal | None = None
+        if off_diagonal is not None:
+            factor = cholesky_factor(self._std, off_diagonal)
+            # Without torch's own checks, which cost as much as the rest: the algorithm looks at its losses.
+            self._correlated = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     @property
     def stddev(self) -> th.Tensor:
         """Standard deviation of each coordinate of the samples, ``[S, A]``."""
-        return self.gaussian.stddev
+        return self._std if self._correlated is None else self._correlated.stddev
 
     def rsample(self, n_samples: int) -> th.Tensor:
         """
         :param n_samples: number of draws K
         :return: samples ``[K, S, A]``, functions of the parameters (reparametrised)
         """
-        return self.gaussian.rsample(th.Size((n_samples,)))
+        if self._correlated is not None:
+            return self._correlated.rsample(th.Size((n_samples,)))
+        return self.samples_of(self.draw_noise(n_samples))
+
+    def draw_noise(self, n_samples: int) -> th.Tensor:
+        """
+        :param n_samples: number of draws K
+        :return: z, ``[K, S, A]``
+        """
+        return th.randn(n_samples, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
+
+    def samples_of(self, noise: th.Tensor) -> th.Tensor:
+        """
+        :param noise: z, ``[K, S, A]``
+        :return: samples of uncorrelated coordinates, ``[K, S, A]``
+        """
+        return self.mean + self._std * noise
 
     def actions(self, samples: th.Tensor) -> th.Tensor:
         """
@@ -111,8 +124,11 @@ class GaussianActions:
         :param samples: ``[..., S, A]``
         :return: ``[..., S]``
         """
-        log_prob: th.Tensor = self.gaussian.log_prob(samples)  # type: ignore[no-untyped-call]  # torch
-        return log_prob.sum(dim=-1) if isinstance(self.gaussian, D.Normal) else log_prob
+        if self._correlated is not None:
+            log_prob: th.Tensor = self._correlated.log_prob(samples)  # type: ignore[no-untyped-call]  # torch
+            return log_prob
+        standard = (samples - self.mean) / self._std
+        return (-0.5 * standard.square() - self._std.log() - LOG_SQRT_2_PI).sum(dim=-1)
 
     def log_prob(self, samples: th.Tensor) -> th.Tensor:
         """

@@ -113,7 +113,17 @@ def descend(optimizer: th.optim.Optimizer, loss: th.Tensor, parameters: Sequence
     """
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     for parameter, gradient in zip(trained, th.autograd.grad(loss, trained, allow_unused=True), strict=True):
-        # Fused optimizers walk through memory: both must be laid out alike.
-        alike = gradient is None or gradient.stride() == parameter.stride()
-        parameter.grad = gradient if alike else th.empty_like(parameter).copy_(gradient)
+        set_gradient(parameter, gradient)
     take_step(optimizer)
+
+
+def set_gradient(parameter: th.Tensor, gradient: th.Tensor | None) -> None:
+    """
+    Set ``parameter.grad``, laid out in memory as the parameter is: fused optimizers walk through both.
+
+    :param parameter: of an optimizer
+    :param gradient: of the same shape, or ``None``
+    """
+    if gradient is not None and gradient.stride() != parameter.stride():
+        gradient = th.empty_like(parameter).copy_(gradient)
+    parameter.grad = gradient

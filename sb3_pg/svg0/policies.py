@@ -112,13 +112,20 @@ class GaussianActor(BasePolicy):
         self.register_buffer("_low", low, persistent=False)
         self.register_buffer("_high", high, persistent=False)
 
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations ``[S, ...]``
+        :return: ``[S, F]``
+        """
+        assert self.features_extractor is not None
+        return self.extract_features(obs, self.features_extractor)
+
     def distribution(self, obs: PyTorchObs) -> GaussianActions:
         """
         :param obs: observations ``[S, ...]``
         :return: distribution of actions in each of them, scaled to [-1, 1]
         """
-        assert self.features_extractor is not None
-        latent = self.latent_pi(self.extract_features(obs, self.features_extractor))
+        latent = self.latent_pi(self.features(obs))
         std = self.min_std + self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
         off_diagonal = None if self.off_diagonal is None else self.off_diagonal(latent)
         return GaussianActions(self.mu(latent), std, off_diagonal, self.squash_output)
@@ -147,6 +154,13 @@ class QNetworks(ContinuousCritic):
         super().__init__(*args, **kwargs)
         fuse_critics(self)
 
+    def features(self, obs: PyTorchObs) -> th.Tensor:
+        """
+        :param obs: observations ``[S, ...]``
+        :return: ``[S, F]``
+        """
+        return self.extract_features(obs, self.features_extractor)
+
     def values(self, obs: PyTorchObs, actions: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
         :param obs: observations ``[S, ...]``
@@ -155,7 +169,7 @@ class QNetworks(ContinuousCritic):
         :return: ``[C, K, S]``, of each of the C critics
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not frozen):
-            features = self.extract_features(obs, self.features_extractor)
+            features = self.features(obs)
         inputs = th.cat([features.expand(len(actions), *features.shape), actions], dim=-1)
         return th.stack([q_network(inputs, frozen).squeeze(-1) for q_network in self.q_networks])
 

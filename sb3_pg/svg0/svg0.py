@@ -18,9 +18,11 @@ from stable_baselines3.common.vec_env import VecEnv
 from sb3_pg.common import losses, returns
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
 from sb3_pg.common.off_policy import OffPolicyBase
-from sb3_pg.common.optimizers import descend
+from sb3_pg.common.optimizers import descend, take_step
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.common.vec_envs import collects_with_quick_copies
+from sb3_pg.common.written_out import fit_critics
+from sb3_pg.svg0 import written_out
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.options import (
     NETWORK_OPTIONS,
@@ -46,11 +48,13 @@ class _Draws(NamedTuple):
     :param policy: distribution of the actions
     :param samples: ``[K, S, A]``, reparametrised
     :param log_prob: ``[K, S]`` of the actions; ``None`` where nobody asks for the entropy
+    :param run: how they came about, where gradients are written out
     """
 
     policy: GaussianActions
     samples: th.Tensor
     log_prob: th.Tensor | None
+    run: written_out.ActorRun | None = None
 
 
 class SVG0(OffPolicyBase):
@@ -354,7 +358,8 @@ class SVG0(OffPolicyBase):
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         self._update_learning_rate(optimizers + ([self.ent_coef_optimizer] if self.ent_coef_optimizer else []))
         with self._precision():
-            records = [self._update(self._next_batch(batch_size)) for _ in range(gradient_steps)]
+            networks = self._written_out()
+            records = [self._update(self._next_batch(batch_size), networks) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         for name in records[0]:
@@ -371,27 +376,36 @@ class SVG0(OffPolicyBase):
         length = self.resolved_segment_length
         return self.replay_buffer.sample_segments(batch_size // length, length, self._vec_normalize_env)
 
-    def _update(self, batch: SequenceSamples) -> dict[str, th.Tensor]:
+    def _written_out(self) -> written_out.Networks | None:
+        """The networks, where the gradients of the updates are written out; ``None``: autograd computes them."""
+        return written_out.networks_of(self.policy) if self.gradient_estimator == "pathwise" else None
+
+    def _update(self, batch: SequenceSamples, networks: written_out.Networks | None = None) -> dict[str, th.Tensor]:
         """
         One step of each optimizer. Replay fits the critics first, as SAC and DDPG do; on-policy the policy goes first.
 
         :return: what to log, detached
         """
-        draws = self._draw(batch.observations)
+        draws = self._draw(batch.observations, networks)
         record = {"std": draws.policy.stddev.detach().mean()}
         ent_coef = self._update_ent_coef(draws.log_prob, batch.weights, record)
         if self.on_policy:
-            self._update_actor(batch, draws, ent_coef, record)
-        self._update_critic(batch, self._targets(batch, draws.policy, ent_coef, record), record)
+            self._update_actor(batch, draws, ent_coef, record, networks)
+        self._update_critic(batch, self._targets(batch, draws.policy, ent_coef, record), record, networks)
         if not self.on_policy:
-            self._update_actor(batch, draws, ent_coef, record)
+            self._update_actor(batch, draws, ent_coef, record, networks)
         self._update_targets()
         return record
 
-    def _draw(self, observations: th.Tensor | TensorDict) -> _Draws:
-        policy = self.actor.distribution(observations)
-        samples = policy.rsample(self.n_action_samples)
-        return _Draws(policy, samples, policy.log_prob(samples) if self.uses_entropy else None)
+    def _draw(self, observations: th.Tensor | TensorDict, networks: written_out.Networks | None = None) -> _Draws:
+        if networks is None:
+            policy = self.actor.distribution(observations)
+            samples = policy.rsample(self.n_action_samples)
+            return _Draws(policy, samples, policy.log_prob(samples) if self.uses_entropy else None)
+        with th.no_grad():
+            run = written_out.ActorRun(networks, self.actor.features(observations), self.n_action_samples)
+            log_prob = run.policy.log_prob(run.samples) if self.uses_entropy else None
+            return _Draws(run.policy, run.samples, log_prob, run)
 
     def _update_ent_coef(self, log_prob: th.Tensor | None, weights: th.Tensor, record: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -439,14 +453,47 @@ class SVG0(OffPolicyBase):
             targets = returns.lambda_returns(rewards, arrays[0], *ends, self.gamma, self.td_lambda)
         return th.as_tensor(targets, device=self.device).flatten()
 
-    def _update_critic(self, batch: SequenceSamples, targets: th.Tensor, record: dict[str, th.Tensor]) -> None:
+    def _update_critic(
+        self,
+        batch: SequenceSamples,
+        targets: th.Tensor,
+        record: dict[str, th.Tensor],
+        networks: written_out.Networks | None = None,
+    ) -> None:
         actions = th.tanh(batch.samples) if self.squash_output else batch.samples
-        q_values = self.critic.values(batch.observations, actions[None])[:, 0]
-        loss = losses.critic_loss(q_values, targets, batch.weights)
-        descend(self.critic.optimizer, loss, self._critic_parameters)
+        if networks is None:
+            q_values = self.critic.values(batch.observations, actions[None])[:, 0]
+            loss = losses.critic_loss(q_values, targets, batch.weights)
+            descend(self.critic.optimizer, loss, self._critic_parameters)
+        else:
+            with th.no_grad():
+                inputs = th.cat([self.critic.features(batch.observations), actions], dim=1)
+                q_values = fit_critics(networks.critics, inputs, targets, batch.weights)
+                loss = losses.critic_loss(q_values, targets, batch.weights)
+            take_step(self.critic.optimizer)
         record["critic_loss"] = loss.detach()
 
-    def _update_actor(self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor, record: dict[str, th.Tensor]) -> None:
+    def _update_actor(
+        self,
+        batch: SequenceSamples,
+        draws: _Draws,
+        ent_coef: th.Tensor,
+        record: dict[str, th.Tensor],
+        networks: written_out.Networks | None = None,
+    ) -> None:
+        if networks is None or draws.run is None:
+            loss = self._actor_loss(batch, draws, ent_coef)
+            descend(self.actor.optimizer, loss, self._actor_parameters)
+        else:
+            with th.no_grad():
+                bonus = ent_coef if self.uses_entropy else None
+                features = self.critic.features(batch.observations)
+                q_values = written_out.differentiate_pathwise_loss(networks, draws.run, features, batch.weights, bonus)
+                loss = self._with_entropy(losses.pathwise_loss(q_values, batch.weights), batch, draws, ent_coef)
+            take_step(self.actor.optimizer)
+        record["actor_loss"] = loss.detach()
+
+    def _actor_loss(self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor) -> th.Tensor:
         if self.gradient_estimator == "pathwise":
             actions = draws.policy.actions(draws.samples)
             q_values = self._lowest(self.critic, batch.observations, actions, frozen=True)
@@ -456,11 +503,14 @@ class SVG0(OffPolicyBase):
             q_values = self._lowest(self.critic, batch.observations, draws.policy.actions(constants), frozen=True)
             # The density of the samples: the one of the actions differs from it by a constant.
             loss = losses.likelihood_ratio_loss(draws.policy.sample_log_prob(constants), q_values, batch.weights)
-        if draws.log_prob is not None:
-            # Through the samples: at a constant sample the expected gradient of log pi is zero.
-            loss = loss + (ent_coef * draws.log_prob.mean(dim=0) * batch.weights).sum()
-        descend(self.actor.optimizer, loss, self._actor_parameters)
-        record["actor_loss"] = loss.detach()
+        return self._with_entropy(loss, batch, draws, ent_coef)
+
+    @staticmethod
+    def _with_entropy(loss: th.Tensor, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor) -> th.Tensor:
+        if draws.log_prob is None:
+            return loss
+        # Through the samples: at a constant sample the expected gradient of log pi is zero.
+        return loss + (ent_coef * draws.log_prob.mean(dim=0) * batch.weights).sum()
 
     @th.no_grad()
     def _update_targets(self) -> None:

@@ -90,7 +90,8 @@ def test_every_covariance(covariance: str, depends: bool, options: Options) -> N
     obs, _ = model.policy.obs_to_tensor(np.stack([model.observation_space.sample() for _ in range(20)]))
     with th.no_grad():
         distribution = model.actor.distribution(obs)
-        sigma = np.asarray(distribution.gaussian.variance if covariance != "full" else distribution.gaussian.covariance_matrix)  # type: ignore[union-attr]  # full
+        correlated = distribution._correlated
+        sigma = np.asarray(distribution.stddev.square() if correlated is None else correlated.covariance_matrix)
     assert (np.ptp(sigma, axis=0).max() > 1e-6) == depends
     if covariance == "isotropic":
         assert np.allclose(sigma[:, 0], sigma[:, 1])
