@@ -108,7 +108,7 @@ class GaussianActions:
         :param noise: z, ``[K, S, A]``
         :return: samples of uncorrelated coordinates, ``[K, S, A]``
         """
-        return self.mean + self._std * noise
+        return th.addcmul(self.mean, self._std, noise)
 
     def actions(self, samples: th.Tensor) -> th.Tensor:
         """

@@ -14,6 +14,7 @@ import torch as th
 from torch import nn
 from torch.autograd.function import FunctionCtx
 from torch.func import functional_call
+from torch.nn import functional as F
 
 from sb3_pg.common.optimizers import set_gradient
 
@@ -27,11 +28,13 @@ MIN_ONEDNN_ROWS = 256
 MIN_ONEDNN = 64
 
 ALL = slice(None)
+# What oneDNN calls it.
+NO_ACTIVATION = "none"
 
 
 class _Activation(NamedTuple):
     """
-    :param name: oneDNN's, where its result is the same
+    :param name: oneDNN's; ``NO_ACTIVATION`` where that computes something a little different
     :param apply: the function, in place
     :param backward: writes the gradient with respect to its input into the third argument, from that with respect to its
         output, and the output
@@ -42,32 +45,48 @@ class _Activation(NamedTuple):
     backward: Callable[[th.Tensor, th.Tensor, th.Tensor], object]
 
 
+_threshold_backward = th.ops.aten.threshold_backward.grad_input
+_tanh_backward_into = th.ops.aten.tanh_backward.grad_input
+
+
 def _relu_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
-    th.ops.aten.threshold_backward.grad_input(gradient, output, 0, grad_input=result)
+    _threshold_backward(gradient, output, 0, grad_input=result)
 
 
 def _tanh_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
-    th.ops.aten.tanh_backward.grad_input(gradient, output, grad_input=result)
+    _tanh_backward_into(gradient, output, grad_input=result)
 
 
 _ACTIVATIONS: dict[type[nn.Module], _Activation] = {
     nn.ReLU: _Activation("relu", th.relu_, _relu_backward),
-    nn.Tanh: _Activation("", th.tanh_, _tanh_backward),
+    nn.Tanh: _Activation(NO_ACTIVATION, th.tanh_, _tanh_backward),
 }
 
 
-class Layers(NamedTuple):
+class Layers:
     """
     What a stack computes.
 
     :param activations: what follows each linear layer
-    :param parameters: their weights and biases in turn
+    :param weights: of these
+    :param biases: likewise
     :param reduced: whether the products of large layers are in bfloat16
     """
 
-    activations: tuple[_Activation | None, ...]
-    parameters: list[th.Tensor]
-    reduced: bool
+    def __init__(
+        self,
+        activations: Sequence[_Activation | None],
+        weights: Sequence[th.Tensor],
+        biases: Sequence[th.Tensor],
+        reduced: bool = False,
+    ) -> None:
+        self.activations, self.weights, self.biases, self.reduced = activations, weights, biases, reduced
+        self.large = [min(weight.shape) >= MIN_ONEDNN for weight in weights]
+
+    @property
+    def parameters(self) -> list[th.Tensor]:
+        """Weight and bias of each layer in turn."""
+        return [parameter for pair in zip(self.weights, self.biases, strict=True) for parameter in pair]
 
 
 class FusedMLP(nn.Sequential):
@@ -97,9 +116,7 @@ class FusedMLP(nn.Sequential):
             plain = nn.Sequential(*self)
             constants = {name: p.detach() for name, p in plain.named_parameters()}
             return functional_call(plain, constants, (x,))  # type: ignore[no-any-return]  # torch says Any
-        if frozen:
-            layers = layers._replace(parameters=[p.detach() for p in layers.parameters])
-        return _apply(x, layers)
+        return _apply(x, layers, frozen)
 
     def layers(self) -> Layers | None:
         """
@@ -119,20 +136,16 @@ class FusedLinear(nn.Linear):
         :return: ``[..., outputs]``
         """
         layers = self.layers()
-        return super().forward(x) if layers is None or _in_other_precision(x) else _apply(x, layers)
+        return super().forward(x) if layers is None or _in_other_precision(x) else _apply(x, layers, False)
 
     def layers(self) -> Layers | None:
         """
         :return: what it computes; ``None`` if somebody watches
         """
-        return None if is_watched(self) or self.bias is None else Layers((None,), [self.weight, self.bias], False)
+        return None if _is_watched(self) or self.bias is None else Layers((None,), [self.weight], [self.bias])
 
 
-def is_watched(module: nn.Module) -> bool:
-    """
-    :param module: any
-    :return: whether it has hooks
-    """
+def _is_watched(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
@@ -142,90 +155,58 @@ def _in_other_precision(x: th.Tensor) -> bool:
 
 class Pass:
     """
-    A pass of a minibatch through a stack, without autograd, and the way back.
+    A pass of a minibatch through a stack, and the way back, for where autograd is switched off.
 
     :param layers: of the stack
-    :param x: ``[B, inputs]``
+    :param x: ``[B, inputs]``, float32
     """
 
     def __init__(self, layers: Layers, x: th.Tensor) -> None:
         self._layers = layers
         self._outputs, self._weights = _run(x, layers)
-
-    @property
-    def output(self) -> th.Tensor:
-        """``[B, outputs]``, float32."""
-        return _cast(self._outputs[-1], th.float32)
+        #: ``[B, outputs]``, float32
+        self.output = self._outputs[-1] if not layers.reduced else _cast(self._outputs[-1], th.float32)
 
     def set_gradients(self, gradient: th.Tensor) -> None:
         """
         Set the gradients of all parameters.
 
-        :param gradient: derivative with respect to the output, ``[B, outputs]``
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not count
         """
-        parameters = self._layers.parameters
-        wanted = [True] * len(parameters)
-        gradients, _ = _go_back(self._layers.activations, self._outputs, self._weights, gradient, wanted, None)
-        for parameter, value in zip(parameters, gradients, strict=True):
-            set_gradient(parameter, value)
+        n_layers = len(self._weights)
+        of_weights, of_biases, _ = _go_back(self._layers, self._outputs, self._weights, gradient, [True] * n_layers, None)
+        for parameters, values in ((self._layers.weights, of_weights), (self._layers.biases, of_biases)):
+            for parameter, value in zip(parameters, values, strict=True):
+                set_gradient(parameter, value)
 
     def input_gradient(self, gradient: th.Tensor, columns: slice = ALL) -> th.Tensor:
         """
-        :param gradient: derivative with respect to the output, ``[B, outputs]``
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``
         :param columns: inputs that are asked for
-        :return: derivative with respect to these
+        :return: derivative with respect to these, ``[R, columns]``
         """
-        wanted = [False] * len(self._layers.parameters)
-        result = _go_back(self._layers.activations, self._outputs, self._weights, gradient, wanted, columns)[1]
+        result = _go_back(self._layers, self._outputs, self._weights, gradient, [False] * len(self._weights), columns)[2]
         assert result is not None
         return result
 
 
-def _apply(x: th.Tensor, layers: Layers) -> th.Tensor:
+def _apply(x: th.Tensor, layers: Layers, frozen: bool) -> th.Tensor:
     rows = x.reshape(-1, x.shape[-1])
     if th.is_grad_enabled():
-        activations, parameters, reduced = layers
-        output: th.Tensor = _Stack.apply(rows, activations, reduced, *parameters)  # type: ignore[no-untyped-call]  # torch
+        parameters = [p.detach() for p in layers.parameters] if frozen else layers.parameters
+        output: th.Tensor = _Stack.apply(rows, layers, *parameters)  # type: ignore[no-untyped-call]  # torch
     else:
         output = _cast(_run(rows, layers)[0][-1], th.float32)
     return output.view(*x.shape[:-1], -1)
 
 
-def _run(x: th.Tensor, layers: Layers) -> tuple[list[th.Tensor], list[th.Tensor]]:
-    """
-    :return: ``x`` and the output of each layer, in the precision of the layer that follows, and the weights, in that of their
-        own layer
-    """
-    activations, parameters, reduced = layers
-    weights = [_cast(weight, _precision(weight, reduced)) for weight in parameters[::2]]
-    precisions = [weight.dtype for weight in weights]
-    outputs = [_cast(x, precisions[0])]
-    for i, (weight, following) in enumerate(zip(weights, [*precisions[1:], precisions[-1]], strict=True)):
-        y = _layer(outputs[-1], weight, _cast(parameters[2 * i + 1], weight.dtype), activations[i])
-        outputs.append(_cast(y, following))
-    return outputs, weights
-
-
-def _layer(x: th.Tensor, weight: th.Tensor, bias: th.Tensor, activation: _Activation | None) -> th.Tensor:
-    product = _large_product(x, weight)
-    if product is None:
-        y = th.addmm(bias, x, weight.t())
-    elif activation is not None and activation.name:
-        return product(x, weight, bias, activation.name, [], "")
-    else:
-        y = product(x, weight, bias, "none", [], "")
-    return y if activation is None else activation.apply(y)
-
-
 class _Stack(th.autograd.Function):
-    """Linear layers, each followed by an activation or none, of ``[B, inputs]``."""
+    """Linear layers, each followed by an activation or none, of ``[B, inputs]``. The parameters are those of the layers."""
 
     @staticmethod
-    def forward(
-        ctx: FunctionCtx, x: th.Tensor, activations: tuple[_Activation | None, ...], reduced: bool, *parameters: th.Tensor
-    ) -> th.Tensor:
-        outputs, weights = _run(x, Layers(activations, list(parameters), reduced))
-        ctx.activations = activations  # type: ignore[attr-defined]  # torch
+    def forward(ctx: FunctionCtx, x: th.Tensor, layers: Layers, *_parameters: th.Tensor) -> th.Tensor:
+        outputs, weights = _run(x, layers)
+        ctx.layers = layers  # type: ignore[attr-defined]  # torch
         ctx.save_for_backward(*outputs, *weights)
         return _cast(outputs[-1], th.float32)
 
@@ -234,67 +215,103 @@ class _Stack(th.autograd.Function):
         if th.is_grad_enabled():
             # Intermediate outputs are constants here: a second derivative would silently lack a part.
             raise RuntimeError("create_graph=True: a FusedMLP has no second derivative, nn.Sequential(*stack) has")
-        n_layers = len(ctx.activations)
+        n_layers = len(ctx.layers.weights)
         outputs, weights = ctx.saved_tensors[: n_layers + 1], ctx.saved_tensors[n_layers + 1 :]
-        columns = ALL if ctx.needs_input_grad[0] else None
-        gradients, of_x = _go_back(ctx.activations, outputs, weights, gradient, ctx.needs_input_grad[3:], columns)
-        return of_x, None, None, *gradients
+        of_x, _, *of_parameters = ctx.needs_input_grad
+        wanted = [of_parameters[2 * i] or of_parameters[2 * i + 1] for i in range(n_layers)]
+        columns = ALL if of_x else None
+        of_weights, of_biases, of_inputs = _go_back(ctx.layers, outputs, weights, gradient, wanted, columns)
+        pairs = zip(of_weights, of_biases, strict=True)
+        return of_inputs, None, *(gradient for pair in pairs for gradient in pair)
+
+
+def _run(x: th.Tensor, layers: Layers) -> tuple[list[th.Tensor], Sequence[th.Tensor]]:
+    """
+    :return: ``x`` and the output of each layer, in the precision of the layer that follows, and the weights, in that of their
+        own layer
+    """
+    # All this is written without further functions: once the products have swept the caches, each costs microseconds.
+    weights, biases, reduced, onednn = layers.weights, layers.biases, layers.reduced, _onednn_for(x)
+    if reduced:
+        weights = [_cast(weight, _precision(weight)) for weight in weights]
+        biases = [_cast(bias, weight.dtype) for bias, weight in zip(biases, weights, strict=True)]
+    outputs = [x]
+    for weight, bias, activation, large in zip(weights, biases, layers.activations, layers.large, strict=True):
+        if reduced:
+            outputs[-1] = x = _cast(x, weight.dtype)
+        name = NO_ACTIVATION
+        if onednn is None or not large:
+            x = F.linear(x, weight, bias)
+        else:
+            name = NO_ACTIVATION if activation is None else activation.name
+            x = onednn(x, weight, bias, name, [], "")
+        if activation is not None and name == NO_ACTIVATION:
+            activation.apply(x)
+        outputs.append(x)
+    return outputs, weights
 
 
 def _go_back(
-    activations: Sequence[_Activation | None],
+    layers: Layers,
     outputs: Sequence[th.Tensor],
     weights: Sequence[th.Tensor],
     gradient: th.Tensor,
     wanted: Sequence[bool],
     columns: slice | None,
-) -> tuple[list[th.Tensor | None], th.Tensor | None]:
+) -> tuple[list[th.Tensor | None], list[th.Tensor | None], th.Tensor | None]:
     """
-    :param activations: of the stack
+    :param layers: of the stack
     :param outputs: what :func:`_run` returned
     :param weights: likewise
-    :param gradient: derivative with respect to the output; its memory is somebody else's
-    :param wanted: of which weights and biases the gradients are asked for
+    :param gradient: derivative with respect to the outputs of the first rows; its memory is somebody else's
+    :param wanted: of which layers the gradients are asked for
     :param columns: likewise of the inputs; ``None``: of none
-    :return: the gradients, and that of the inputs
+    :return: gradients of the weights, of the biases, and of the inputs
     """
-    gradients: list[th.Tensor | None] = [None] * len(wanted)
-    for i in range(len(activations) - 1, -1, -1):
-        activation = activations[i]
-        gradient = _cast(gradient, outputs[i + 1].dtype)
+    n_rows, n_layers, reduced = gradient.shape[0], len(weights), layers.reduced
+    if n_rows < outputs[0].shape[0]:
+        outputs = [output[:n_rows] for output in outputs]
+    of_weights: list[th.Tensor | None] = [None] * n_layers
+    of_biases, onednn = of_weights.copy(), _onednn_for(gradient)
+    for i in range(n_layers - 1, -1, -1):
+        activation, weight, x = layers.activations[i], weights[i], outputs[i]
+        if reduced:
+            gradient = _cast(gradient, outputs[i + 1].dtype)
         if activation is not None:
-            result = gradient if i < len(activations) - 1 else th.empty_like(gradient)
+            result = gradient if i < n_layers - 1 else th.empty_like(gradient)
             activation.backward(gradient, outputs[i + 1], result)
             gradient = result
-        gradient = _cast(gradient, weights[i].dtype)
-        if wanted[2 * i]:
-            gradients[2 * i] = _cast(_product(gradient.t(), outputs[i]), th.float32)
-        if wanted[2 * i + 1]:
+        if reduced:
+            gradient = _cast(gradient, weight.dtype)
+        if wanted[i]:
+            of_weight = (x.t() @ gradient).t() if x.shape[1] <= FEW_COLUMNS else gradient.t() @ x
             # Sums are in float32 inside.
-            gradients[2 * i + 1] = _cast(gradient.sum(dim=0), th.float32)
-        if i > 0:
-            large = _large_product(gradient, weights[i])
-            gradient = (
-                _product(gradient, weights[i]) if large is None else large(gradient, weights[i].t(), None, "none", [], "")
-            )
+            of_weights[i], of_biases[i] = _cast(of_weight, th.float32), _cast(gradient.sum(0), th.float32)
+        if i == 0:
+            break
+        if onednn is not None and layers.large[i]:
+            gradient = onednn(gradient, weight.t(), None, NO_ACTIVATION, [], "")
+        else:
+            gradient = _product(gradient, weight)
     if columns is None:
-        return gradients, None
-    return gradients, _cast(_product(gradient, weights[0][:, columns]), th.float32)
+        return of_weights, of_biases, None
+    first = weights[0] if columns is ALL else weights[0][:, columns]
+    return of_weights, of_biases, _cast(_product(gradient, first), th.float32)
 
 
-def _precision(weight: th.Tensor, reduced: bool) -> th.dtype:
-    """Of the products of a layer, and so of what goes into it."""
-    return th.bfloat16 if reduced and min(weight.shape) >= MIN_REDUCED else th.float32
+def _precision(weight: th.Tensor) -> th.dtype:
+    """Of the products of a layer, and so of what goes into it, if they may be reduced."""
+    return th.bfloat16 if min(weight.shape) >= MIN_REDUCED else th.float32
 
 
 def _cast(x: th.Tensor, dtype: th.dtype) -> th.Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
-def _large_product(x: th.Tensor, weight: th.Tensor) -> Callable[..., th.Tensor] | None:
-    """oneDNN's linear layer, where it is the faster one."""
-    large = len(x) >= MIN_ONEDNN_ROWS and min(weight.shape) >= MIN_ONEDNN
-    return _onednn_linear() if large and x.device.type == "cpu" and th.backends.mkldnn.enabled else None
+def _onednn_for(x: th.Tensor) -> Callable[..., th.Tensor] | None:
+    """oneDNN's linear layer, where it is the faster one for large layers."""
+    suits = x.shape[0] >= MIN_ONEDNN_ROWS and x.device.type == "cpu" and th.backends.mkldnn.enabled
+    return _onednn_linear() if suits else None
 
 
 @functools.cache
@@ -308,7 +325,7 @@ def _onednn_linear() -> Callable[..., th.Tensor] | None:
     """
     x, weight, bias = th.linspace(-1, 1, 3 * 64).view(3, 64), th.linspace(-1, 1, 64 * 64).view(64, 64), th.linspace(-1, 1, 64)
     try:
-        linear: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise
+        linear: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise.default
         same = th.allclose(linear(x, weight, bias, "relu", [], ""), th.relu(x @ weight.t() + bias), atol=1e-4)
     except (AttributeError, RuntimeError, TypeError):
         return None
@@ -323,22 +340,24 @@ def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 def _layers(stack: FusedMLP) -> Layers | None:
     activations: list[_Activation | None] = []
-    parameters: list[th.Tensor] = []
+    weights: list[th.Tensor] = []
+    biases: list[th.Tensor] = []
     after_linear = False
     for module in stack._modules.values():
         assert module is not None
-        if is_watched(module):
+        if _is_watched(module):
             return None
         if type(module) is nn.Linear and module.bias is not None:
             activations.append(None)
-            parameters += (module.weight, module.bias)
+            weights.append(module.weight)
+            biases.append(module.bias)
             after_linear = True
         elif after_linear and type(module) in _ACTIVATIONS:
             activations[-1] = _ACTIVATIONS[type(module)]
             after_linear = False
         else:
             return None
-    return Layers(tuple(activations), parameters, stack.reduced) if activations else None
+    return Layers(activations, weights, biases, stack.reduced) if activations else None
 
 
 def reducible(module: nn.Module) -> bool:

@@ -108,25 +108,25 @@ def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entrop
     return -(log_ent_coef * ((log_prob.detach().mean(dim=0) + target_entropy) * weights).sum()).sum()
 
 
-def bounded_td_target(
+def td_target(
     rewards: th.Tensor,
-    discounts: th.Tensor,
+    discounts: th.Tensor | float,
     terminated: th.Tensor,
     next_values: th.Tensor,
-    bounds: tuple[float, float] | None,
+    bounds: tuple[float, float] | None = None,
 ) -> th.Tensor:
     """
-    ``clip(r + gamma^m (1 - terminated) V', bounds)``, the target of a critic that is known to have bounded values
-    (Andrychowicz et al. 2017, appendix A).
+    ``r + gamma^m (1 - terminated) V'``, clipped for a critic that is known to have bounded values (Andrychowicz et al. 2017,
+    appendix A).
 
-    :param rewards: ``[B, 1]``, sums of m discounted rewards
-    :param discounts: ``[B, 1]``, ``gamma^m``
-    :param terminated: ``[B, 1]``, 1 where the episode terminated within these steps
-    :param next_values: ``[B, 1]``, target network's value m steps later
+    :param rewards: ``[B, ...]``, sums of m discounted rewards
+    :param discounts: the same shape, or one for all: ``gamma^m``
+    :param terminated: the same shape, true or 1 where the episode terminated within these steps
+    :param next_values: the same shape, target network's value m steps later
     :param bounds: least and greatest value; ``None``: no clipping
-    :return: ``[B, 1]``
+    :return: the same shape
     """
-    target = rewards + discounts * (1 - terminated) * next_values
+    target = rewards + discounts * next_values * terminated.logical_not()
     return target if bounds is None else target.clamp(*bounds)
 
 

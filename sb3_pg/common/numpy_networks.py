@@ -19,6 +19,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
+from sb3_pg.common.fused_mlp import FusedLinear
 from sb3_pg.common.gradients import (
     PolicyGradient,
     categorical_log_prob,
@@ -40,6 +41,10 @@ _STANDARD_METHODS = (
     "evaluate_actions",
     "predict_values",
 )
+
+
+# Which compute the same.
+_LINEAR = (th.nn.Linear, FusedLinear)
 
 
 class Activation(NamedTuple):
@@ -71,8 +76,8 @@ class _Layer:
 
     weight: Float32Array
     bias: Float32Array
-    weight_gradient: Float32Array
-    bias_gradient: Float32Array
+    weight_gradient: Float32Array | None
+    bias_gradient: Float32Array | None
     activation: Activation | None
 
 
@@ -111,6 +116,7 @@ class NumpyMLP:
             layer = self.layers[i]
             if layer.activation is not None:
                 layer.activation.multiply_by_slope(outputs[i + 1], gradient)
+            assert layer.weight_gradient is not None and layer.bias_gradient is not None
             np.matmul(gradient.T, outputs[i], out=layer.weight_gradient)
             np.sum(gradient, axis=0, out=layer.bias_gradient)
             if i > 0:
@@ -164,7 +170,7 @@ class NumpyNetworks:
         :return: means of the Gaussian or logits, ``[N, A]``
         :raises ValueError: they are not finite
         """
-        outputs = self.actor.forward(_flatten(obs))[-1]
+        outputs = self.actor.forward(flatten_observations(obs))[-1]
         if not np.isfinite(outputs.sum()):
             raise ValueError("the policy's output is not finite: check the observations, or lower the learning rate")
         return outputs
@@ -191,7 +197,7 @@ class NumpyNetworks:
         :param obs: observations, ``[B, ...]``
         :return: ``[B]``
         """
-        return self.critic.forward(_flatten(obs))[-1].ravel()
+        return self.critic.forward(flatten_observations(obs))[-1].ravel()
 
     def log_prob(self, obs: Array, actions: Array) -> Array:
         """
@@ -199,7 +205,7 @@ class NumpyNetworks:
         :param actions: ``[S, A]`` of a Gaussian, ``[S]`` of a categorical
         :return: ``[S]``
         """
-        outputs = self.actor.forward(_flatten(obs))[-1]
+        outputs = self.actor.forward(flatten_observations(obs))[-1]
         if self.log_std is None:
             return categorical_log_prob(outputs, actions)
         return gaussian_log_prob(outputs, self.log_std, actions)
@@ -217,7 +223,7 @@ class NumpyNetworks:
         :param ent_coef: weight of the entropy loss
         :return: the losses
         """
-        outputs = self.actor.forward(_flatten(obs))
+        outputs = self.actor.forward(flatten_observations(obs))
         if self.log_std is None:
             result = categorical_policy_gradient(outputs[-1], actions, weights, scale, ent_coef)
         else:
@@ -236,7 +242,7 @@ class NumpyNetworks:
         :param vf_coef: weight of the loss
         :return: the loss, not weighted
         """
-        outputs = self.critic.forward(_flatten(obs))
+        outputs = self.critic.forward(flatten_observations(obs))
         loss, of_values = value_gradient(outputs[-1].ravel(), returns)
         self.critic.backward(outputs, (vf_coef * of_values)[:, None])
         _set(self._of_critic)
@@ -288,9 +294,17 @@ def numpy_networks(policy: ActorCriticPolicy) -> NumpyNetworks | None:
     return NumpyNetworks(policy, actor, critic)
 
 
+def numpy_mlp(modules: list[th.nn.Module]) -> NumpyMLP | None:
+    """
+    :param modules: on the CPU, float32
+    :return: what they compute, without gradients; ``None`` if they are not linear layers with tanh or ReLU
+    """
+    return NumpyMLP(_layers(modules, {})) if _is_mlp(modules) else None
+
+
 def _is_mlp(modules: list[th.nn.Module]) -> bool:
     """Whether these are linear layers with bias, each followed by one activation at most."""
-    linear = [type(module) is th.nn.Linear and module.bias is not None for module in modules]
+    linear = [type(module) in _LINEAR and module.bias is not None for module in modules]
     known = all(is_linear or type(module) in _ACTIVATIONS for module, is_linear in zip(modules, linear, strict=True))
     return known and linear[0] and all(before or after for before, after in pairwise(linear))
 
@@ -300,14 +314,18 @@ def _layers(modules: Iterable[th.nn.Module], gradients: dict[int, Float32Array])
     for module in modules:
         if isinstance(module, th.nn.Linear):
             arrays = (module.weight.detach().numpy(), module.bias.detach().numpy())
-            layers.append(_Layer(*arrays, gradients[id(module.weight)], gradients[id(module.bias)], None))
+            layers.append(_Layer(*arrays, gradients.get(id(module.weight)), gradients.get(id(module.bias)), None))
         else:
             last = layers.pop()
             layers.append(_Layer(last.weight, last.bias, last.weight_gradient, last.bias_gradient, _ACTIVATIONS[type(module)]))
     return layers
 
 
-def _flatten(obs: Array) -> Float32Array:
+def flatten_observations(obs: Array) -> Float32Array:
+    """
+    :param obs: vectors or arrays of numbers, ``[N, ...]``
+    :return: ``[N, F]``, what SB3's ``FlattenExtractor`` makes of them
+    """
     return obs.reshape(len(obs), -1).astype(np.float32, copy=False)
 
 

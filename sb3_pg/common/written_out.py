@@ -5,72 +5,149 @@ They are for networks that are stacks of linear layers; :func:`layers_of` is the
 and two layers of 256 units the graph takes a quarter of an update's time.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Generic, TypeVar
 
 import torch as th
 from torch import nn
 
-from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers, Pass, is_watched
+from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers, Pass
+
+T = TypeVar("T")
 
 
-def layers_of(stacks: Iterable[nn.Module], users: Iterable[nn.Module]) -> list[Layers] | None:
+class Snapshot:
+    """
+    What a module was made of. To ask whether it still is takes a few microseconds, to look at everything anew a hundred.
+
+    :param module: with all that it contains
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        modules = list(module.modules())
+        self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
+        self._contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
+        self._attributes = [vars(each) for each in modules]
+        self._parameters = list(module.parameters())
+        self._state = self._look()
+
+    @property
+    def watched(self) -> bool:
+        """Whether somebody had put hooks on a module or a parameter, or autocast was on."""
+        return bool(self._state[0])
+
+    def holds(self) -> bool:
+        """
+        :return: whether no module or parameter has been replaced, moved, frozen or watched since
+        """
+        return self._look() == self._state
+
+    def _look(self) -> list[object]:
+        watched = any(self._hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters)
+        parts = [id(part) for contents in self._contents for part in contents.values()]
+        sizes = [len(attributes) for attributes in self._attributes]
+        parameters = [(p.data_ptr(), p.requires_grad) for p in self._parameters]
+        return [watched or th.is_autocast_enabled("cpu"), parts, sizes, parameters]
+
+
+class Remembered(Generic[T]):
+    """
+    A function of a module whose result is kept until the module changes, see :class:`Snapshot`.
+
+    :param function: of the module and of further arguments; its result must hold for a module that nobody watches
+    """
+
+    def __init__(self, function: Callable[..., T]) -> None:
+        self._function = function
+        self._key: tuple[object, ...] = ()
+        self._snapshot: Snapshot | None = None
+        self._result: T | None = None
+
+    def __call__(self, module: nn.Module, *arguments: object) -> T | None:
+        """
+        :param module: any
+        :param arguments: of the function
+        :return: its result; ``None`` if somebody watches the module
+        """
+        if self._snapshot is None or self._key != (id(module), *arguments) or not self._snapshot.holds():
+            self._key, self._snapshot = (id(module), *arguments), Snapshot(module)
+            self._result = None if self._snapshot.watched else self._function(module, *arguments)
+        return self._result
+
+
+def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
+    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks
+
+
+def layers_of(stacks: Iterable[nn.Module], reduced: bool = False, trained: bool = True) -> list[Layers] | None:
     """
     :param stacks: networks
-    :param users: modules that call them
-    :return: what each network computes; ``None`` if one is no stack of linear layers, is frozen, or somebody watches one of
-        all these modules or a parameter
+    :param reduced: whether the products of large layers are in bfloat16
+    :param trained: whether their gradients will be asked for
+    :return: what each network computes; ``None`` if one is no stack of linear layers, is frozen though it should be trained,
+        or somebody watches it
     """
     found: list[Layers] = []
     for stack in stacks:
         layers = stack.layers() if isinstance(stack, (FusedMLP, FusedLinear)) else None
-        if layers is None or not all(map(_is_ordinary, layers.parameters)):
+        if layers is None or not all(p.dtype is th.float32 and p.requires_grad >= trained for p in layers.parameters):
             return None
+        layers.reduced = reduced
         found.append(layers)
-    return None if th.is_autocast_enabled("cpu") or any(map(is_watched, users)) else found
+    return found
 
 
-def _is_ordinary(parameter: th.Tensor) -> bool:
-    hooks = parameter._backward_hooks or parameter._post_accumulate_grad_hooks
-    return parameter.requires_grad and parameter.dtype == th.float32 and not hooks
-
-
-def fit_critics(critics: Sequence[Layers], inputs: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> th.Tensor:
+def fit_critics(
+    critics: Sequence[Layers], inputs: th.Tensor, targets: th.Tensor, weights: th.Tensor
+) -> tuple[th.Tensor, th.Tensor]:
     """
     Set the critics' gradients of :func:`sb3_pg.common.losses.critic_loss`.
 
     :param critics: C networks
     :param inputs: states and actions, ``[S, D]``
-    :param targets: ``[S]``
-    :param weights: ``[S]``, weight of each step
-    :return: values before the step, ``[C, S]``
+    :param targets: ``[S, 1]``
+    :param weights: ``[S, 1]``, weight of each step
+    :return: the loss, and the first critic's values ``[S, 1]``
     """
-    values = []
+    losses, values = [], []
     for layers in critics:
         run = Pass(layers, inputs)
-        error = run.output - targets[:, None]
-        run.set_gradients(error.mul_(weights[:, None]))
-        values.append(run.output[:, 0])
-    return th.stack(values)
+        error = run.output - targets
+        gradient = error * weights
+        run.set_gradients(gradient)
+        losses.append(th.dot(gradient[:, 0], error[:, 0]).mul_(0.5))
+        values.append(run.output)
+    return losses[0] if len(losses) == 1 else th.stack(losses).sum(), values[0]
 
 
-def value_gradient(
+def lowest_values(critics: Sequence[Layers], inputs: th.Tensor) -> th.Tensor:
+    """
+    :param critics: C networks
+    :param inputs: states and actions, ``[S, D]``
+    :return: the smallest value of all, ``[S, 1]``
+    """
+    values = [Pass(layers, inputs).output for layers in critics]
+    return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
+
+
+def lowest_value_gradient(
     critics: Sequence[Layers], inputs: th.Tensor, weights: th.Tensor, n_actions: int
 ) -> tuple[th.Tensor, th.Tensor]:
     """
     :param critics: C networks, the smallest value counts
     :param inputs: states and actions, ``[S, D]``
-    :param weights: ``[S]``, of each value
+    :param weights: ``[S, 1]``, of each value
     :param n_actions: number of columns at the end of the inputs that are actions
-    :return: the values ``[S]``, and the gradient of their weighted sum with respect to the actions, ``[S, A]``
+    :return: the weighted sum, and its gradient with respect to the actions, ``[S, A]``
     """
     columns = slice(inputs.shape[1] - n_actions, None)
     runs = [Pass(layers, inputs) for layers in critics]
     if len(runs) == 1:
-        return runs[0].output[:, 0], runs[0].input_gradient(weights[:, None], columns)
+        return th.dot(runs[0].output[:, 0], weights[:, 0]), runs[0].input_gradient(weights, columns)
     values = th.cat([run.output for run in runs], dim=1)
     lowest = values.amin(dim=1, keepdim=True)
     # As torch does: those that are equal share the gradient.
     shares = (values == lowest).float()
-    shares *= weights[:, None] / shares.sum(dim=1, keepdim=True)
+    shares *= weights / shares.sum(dim=1, keepdim=True)
     gradients = [run.input_gradient(shares[:, i : i + 1], columns) for i, run in enumerate(runs)]
-    return lowest[:, 0], th.stack(gradients).sum(dim=0)
+    return th.dot(lowest[:, 0], weights[:, 0]), th.stack(gradients).sum(dim=0)

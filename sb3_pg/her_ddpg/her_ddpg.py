@@ -470,9 +470,7 @@ class HERDDPG(OffPolicyBase, DDPG):
             next_actions = self.actor_target(batch.next_inputs)
             values = self.critic_target(batch.next_inputs, next_actions)
             next_values = values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
-            targets = losses.bounded_td_target(
-                batch.rewards, batch.discounts, batch.terminated, next_values, self.target_bounds
-            )
+            targets = losses.td_target(batch.rewards, batch.discounts, batch.terminated, next_values, self.target_bounds)
         q_values = self.critic(batch.inputs, batch.actions)
         loss = th.stack([F.mse_loss(q, targets) for q in q_values]).sum()
         descend(self.critic.optimizer, loss, self._critic_parameters)

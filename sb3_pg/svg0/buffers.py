@@ -141,6 +141,8 @@ class _Sequences(ReplayBuffer):
         """
         size = self.size()
         anchors, envs, offsets = (_random_integers(high, n_segments) for high in (size, self.n_envs, length))
+        if length == 1:
+            return self._single_steps(anchors, envs, env)
         # Steps count from the oldest one.
         steps = anchors - offsets + np.arange(length)[:, None]  # [T, B]
         stored = (steps >= 0) & (steps < size)
@@ -160,6 +162,32 @@ class _Sequences(ReplayBuffer):
         """
         shape = (self.size(), self.n_envs)
         return self._gather(np.arange(self.size() * self.n_envs).reshape(shape), np.ones(shape, dtype=np.bool_), env)
+
+    def _single_steps(self, ages: Indices, envs: Indices, env: VecNormalize | None) -> SequenceSamples:
+        """
+        What :meth:`_gather` would return for segments of one step. Small minibatches of single steps are the usual case, in
+        which the work on segments would take longer than all products of an update.
+
+        :param ages: ``[B]``, 0 for the oldest step
+        :param envs: ``[B]``
+        :param env: normalises observations and rewards
+        """
+        rows = (ages + self.pos) % self.buffer_size if self.full else ages
+        flat = rows if self.n_envs == 1 else rows * self.n_envs + envs
+        observations, next_observations = self._observations_at(flat, env)
+        # A timeout is marked where an episode is done.
+        terminated = (self.dones.take(flat) > self.timeouts.take(flat))[None]
+        rewards = self._normalize_reward(self.rewards.take(flat), env)
+        return SequenceSamples(
+            observations,
+            self._tensor(self.actions.reshape(-1, self.action_dim).take(flat, axis=0)),
+            next_observations,
+            np.asarray(rewards, dtype=np.float32)[None],
+            terminated,
+            ~terminated,
+            self.log_probs.take(flat)[None],
+            th.full((len(flat),), 1 / len(flat), device=self.device),
+        )
 
     def _gather(self, flat: Indices, used: BoolArray, env: VecNormalize | None) -> SequenceSamples:
         """
@@ -189,12 +217,13 @@ class _Sequences(ReplayBuffer):
         self, flat: Indices, env: VecNormalize | None
     ) -> tuple[th.Tensor | TensorDict, th.Tensor | TensorDict]:
         arrays = (self.observations, self.next_observations)
-        gathered = (self._normalize_obs(array.reshape(-1, *array.shape[2:])[flat], env) for array in arrays)
+        gathered = (self._normalize_obs(array.reshape(-1, *array.shape[2:]).take(flat, axis=0), env) for array in arrays)
         observations, next_observations = map(self._tensor, gathered)
         return observations, next_observations
 
     def _tensor(self, array: Any) -> th.Tensor:
-        return self.to_torch(array, copy=False)
+        # as_tensor() asks for the device first, which takes longer than this.
+        return th.from_numpy(array) if self.device.type == "cpu" else self.to_torch(array)
 
 
 def _random_integers(high: int, size: int) -> Indices:

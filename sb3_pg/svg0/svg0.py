@@ -21,9 +21,10 @@ from sb3_pg.common.off_policy import OffPolicyBase
 from sb3_pg.common.optimizers import descend, take_step
 from sb3_pg.common.returns import FloatArray
 from sb3_pg.common.vec_envs import collects_with_quick_copies
-from sb3_pg.common.written_out import fit_critics
+from sb3_pg.common.written_out import Remembered, fit_critics, lowest_values
 from sb3_pg.svg0 import written_out
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
+from sb3_pg.svg0.numpy_actor import numpy_actor
 from sb3_pg.svg0.options import (
     NETWORK_OPTIONS,
     automatic_values,
@@ -235,6 +236,9 @@ class SVG0(OffPolicyBase):
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        # One-hot vectors, or numbers of each category.
+        self._is_encoded = not isinstance(self.observation_space, spaces.Box)
+        self._networks, self._numpy_actor = Remembered(written_out.networks_of), Remembered(numpy_actor)
         # Gradients are asked for by name: the actor step must not reach the critic's weights.
         self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
         networks = (self.critic_target, self.critic)
@@ -329,11 +333,17 @@ class SVG0(OffPolicyBase):
     def _policy_samples(self) -> tuple[FloatArray, FloatArray]:
         """Samples of the policy ``[N, A]``, and their log-density ``[N]``."""
         assert self._last_obs is not None
+        actor = self._numpy_actor(self.policy)
+        if actor is not None:
+            assert isinstance(self._last_obs, np.ndarray)
+            samples, log_probs = actor.sample(self._last_obs)
+            if np.isfinite(samples).all():
+                return samples, log_probs
         with th.no_grad():
             obs, _ = self.policy.obs_to_tensor(self._last_obs)
             distribution = self.actor.distribution(obs)
             drawn = distribution.rsample(1)
-            samples: FloatArray = drawn[0].cpu().numpy()
+            samples = drawn[0].cpu().numpy()
             if not np.isfinite(samples).all():
                 part = "mean" if not distribution.mean.isfinite().all() else "covariance (its Cholesky factor)"
                 raise ValueError(f"the {part} of the policy is not finite: lower the learning rate, or normalise rewards")
@@ -354,16 +364,17 @@ class SVG0(OffPolicyBase):
         :param batch_size: number of steps in a minibatch of replayed experience
         :raises ValueError: a loss is not finite
         """
-        self.policy.set_training_mode(True)
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         self._update_learning_rate(optimizers + ([self.ent_coef_optimizer] if self.ent_coef_optimizer else []))
         with self._precision():
             networks = self._written_out()
+            if networks is None:
+                self.policy.set_training_mode(True)
             records = [self._update(self._next_batch(batch_size), networks) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        for name in records[0]:
-            value = th.stack([record[name] for record in records]).mean().item()
+        values = th.stack([th.stack(list(record.values())) for record in records]).mean(dim=0).tolist()
+        for name, value in zip(records[0], values, strict=True):
             if not np.isfinite(value):
                 # ValueError, so that a tuning study prunes the trial.
                 raise ValueError(f"the {name} is not finite ({value}): lower the learning rate, or normalise rewards")
@@ -378,7 +389,7 @@ class SVG0(OffPolicyBase):
 
     def _written_out(self) -> written_out.Networks | None:
         """The networks, where the gradients of the updates are written out; ``None``: autograd computes them."""
-        return written_out.networks_of(self.policy) if self.gradient_estimator == "pathwise" else None
+        return self._networks(self.policy, self.bf16) if self.gradient_estimator == "pathwise" else None
 
     def _update(self, batch: SequenceSamples, networks: written_out.Networks | None = None) -> dict[str, th.Tensor]:
         """
@@ -386,24 +397,38 @@ class SVG0(OffPolicyBase):
 
         :return: what to log, detached
         """
-        draws = self._draw(batch.observations, networks)
+        if networks is not None:
+            # All see the same features: computed once.
+            with th.no_grad():
+                observations, next_observations = map(self._features, (batch.observations, batch.next_observations))
+            batch = batch._replace(observations=observations, next_observations=next_observations)
+        draws = self._draw(batch, networks)
         record = {"std": draws.policy.stddev.detach().mean()}
         ent_coef = self._update_ent_coef(draws.log_prob, batch.weights, record)
         if self.on_policy:
             self._update_actor(batch, draws, ent_coef, record, networks)
-        self._update_critic(batch, self._targets(batch, draws.policy, ent_coef, record), record, networks)
+        self._update_critic(batch, self._targets(batch, draws, ent_coef, record, networks), record, networks)
         if not self.on_policy:
             self._update_actor(batch, draws, ent_coef, record, networks)
         self._update_targets()
         return record
 
-    def _draw(self, observations: th.Tensor | TensorDict, networks: written_out.Networks | None = None) -> _Draws:
+    def _features(self, observations: th.Tensor | TensorDict) -> th.Tensor:
+        assert isinstance(observations, th.Tensor)
+        # Vectors are their own features.
+        as_they_are = observations.dtype is th.float32 and observations.dim() == 2 and not self._is_encoded
+        return observations if as_they_are else self.actor.features(observations)
+
+    def _draw(self, batch: SequenceSamples, networks: written_out.Networks | None = None) -> _Draws:
         if networks is None:
-            policy = self.actor.distribution(observations)
+            policy = self.actor.distribution(batch.observations)
             samples = policy.rsample(self.n_action_samples)
             return _Draws(policy, samples, policy.log_prob(samples) if self.uses_entropy else None)
+        assert isinstance(batch.observations, th.Tensor) and isinstance(batch.next_observations, th.Tensor)
+        # The targets come after the policy's step there.
+        following = None if self.on_policy else batch.next_observations
         with th.no_grad():
-            run = written_out.ActorRun(networks, self.actor.features(observations), self.n_action_samples)
+            run = written_out.ActorRun(networks, batch.observations, self.n_action_samples, following)
             log_prob = run.policy.log_prob(run.samples) if self.uses_entropy else None
             return _Draws(run.policy, run.samples, log_prob, run)
 
@@ -422,7 +447,12 @@ class SVG0(OffPolicyBase):
 
     @th.no_grad()
     def _targets(
-        self, batch: SequenceSamples, policy: GaussianActions, ent_coef: th.Tensor, record: dict[str, th.Tensor]
+        self,
+        batch: SequenceSamples,
+        draws: _Draws,
+        ent_coef: th.Tensor,
+        record: dict[str, th.Tensor],
+        networks: written_out.Networks | None = None,
     ) -> th.Tensor:
         """
         TD(lambda) targets ``[S]`` of the critics.
@@ -430,20 +460,44 @@ class SVG0(OffPolicyBase):
         An entropy bonus for the next state, estimated by its fresh action, counts as part of the reward: then the same
         recursions serve, and with lambda = 0 the target is that of SAC.
         """
-        shape = batch.rewards.shape
-        following = self.actor.distribution(batch.next_observations)
-        samples = following.rsample(1)
-        next_values = self._lowest(self.critic_target, batch.next_observations, following.actions(samples))
-        rows = [next_values[0]]
-        if self.uses_entropy:
-            rows.append(-ent_coef * following.log_prob(samples)[0])
+        if draws.run is not None and draws.run.following is not None:
+            following, samples = draws.run.following
+        else:
+            following = self.actor.distribution(batch.next_observations)
+            samples = following.rsample(1)
+        next_values = self._target_values(batch.next_observations, following.actions(samples), networks)
+        bonus = -ent_coef * following.log_prob(samples)[0] if self.uses_entropy else None
         corrected = self.resolved_correction == "retrace"
+        if len(batch.rewards) == 1 and not corrected:
+            future = next_values if bonus is None else next_values + bonus
+            rewards, terminated = (th.from_numpy(array[0]).to(self.device) for array in (batch.rewards, batch.terminated))
+            return losses.td_target(rewards, self.gamma, terminated, future)
+        return self._targets_of_segments(batch, draws.policy, next_values, bonus, corrected, record, networks)
+
+    def _targets_of_segments(
+        self,
+        batch: SequenceSamples,
+        policy: GaussianActions,
+        next_values: th.Tensor,
+        bonus: th.Tensor | None,
+        corrected: bool,
+        record: dict[str, th.Tensor],
+        networks: written_out.Networks | None,
+    ) -> th.Tensor:
+        """
+        :param next_values: ``[S]``
+        :param bonus: entropy bonus of the next states ``[S]``, or ``None``
+        :param corrected: by Retrace
+        """
+        rows = [next_values]
+        if bonus is not None:
+            rows.append(bonus)
         if corrected:
-            rows.append(self._lowest(self.critic_target, batch.observations, policy.actions(batch.samples[None]))[0])
+            rows.append(self._target_values(batch.observations, policy.actions(batch.samples[None]), networks))
             rows.append(policy.sample_log_prob(batch.samples))
-        arrays = th.stack(rows).cpu().numpy().reshape(-1, *shape)  # one transfer
+        arrays = th.stack(rows).cpu().numpy().reshape(-1, *batch.rewards.shape)  # one transfer
         rewards, ends = batch.rewards, (batch.terminated, batch.truncated)
-        if self.uses_entropy:
+        if bonus is not None:
             rewards = rewards + np.float32(self.gamma) * arrays[1] * ~batch.terminated
         if corrected:
             ratios = _importance_ratios(arrays[-1], batch.log_probs)
@@ -452,6 +506,18 @@ class SVG0(OffPolicyBase):
         else:
             targets = returns.lambda_returns(rewards, arrays[0], *ends, self.gamma, self.td_lambda)
         return th.as_tensor(targets, device=self.device).flatten()
+
+    def _target_values(
+        self, observations: th.Tensor | TensorDict, actions: th.Tensor, networks: written_out.Networks | None
+    ) -> th.Tensor:
+        """
+        :param actions: ``[1, S, A]``
+        :return: the smallest value of the target critics, ``[S]``
+        """
+        if networks is None:
+            return self._lowest(self.critic_target, observations, actions)[0]
+        assert isinstance(observations, th.Tensor)
+        return lowest_values(networks.target_critics, written_out.with_actions(observations, actions))[:, 0]
 
     def _update_critic(
         self,
@@ -467,9 +533,9 @@ class SVG0(OffPolicyBase):
             descend(self.critic.optimizer, loss, self._critic_parameters)
         else:
             with th.no_grad():
-                inputs = th.cat([self.critic.features(batch.observations), actions], dim=1)
-                q_values = fit_critics(networks.critics, inputs, targets, batch.weights)
-                loss = losses.critic_loss(q_values, targets, batch.weights)
+                assert isinstance(batch.observations, th.Tensor)
+                inputs = written_out.with_actions(batch.observations, actions[None])
+                loss, _ = fit_critics(networks.critics, inputs, targets[:, None], batch.weights[:, None])
             take_step(self.critic.optimizer)
         record["critic_loss"] = loss.detach()
 
@@ -487,9 +553,9 @@ class SVG0(OffPolicyBase):
         else:
             with th.no_grad():
                 bonus = ent_coef if self.uses_entropy else None
-                features = self.critic.features(batch.observations)
-                q_values = written_out.differentiate_pathwise_loss(networks, draws.run, features, batch.weights, bonus)
-                loss = self._with_entropy(losses.pathwise_loss(q_values, batch.weights), batch, draws, ent_coef)
+                assert isinstance(batch.observations, th.Tensor)
+                loss = written_out.differentiate_pathwise_loss(networks, draws.run, batch.observations, batch.weights, bonus)
+                loss = self._with_entropy(loss, batch, draws, ent_coef)
             take_step(self.actor.optimizer)
         record["actor_loss"] = loss.detach()
 
@@ -566,7 +632,8 @@ class SVG0(OffPolicyBase):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "_actor_parameters", "_critic_parameters", "_averaged", "_copied"]
-        return [*super()._excluded_save_params(), *networks, "_fixed_ent_coef", "_log_probs"]
+        derived = ["_networks", "_numpy_actor", "_fixed_ent_coef", "_log_probs"]
+        return [*super()._excluded_save_params(), *networks, *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
         state_dicts = ["policy", "actor.optimizer", "critic.optimizer"]

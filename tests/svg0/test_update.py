@@ -324,7 +324,7 @@ def test_the_actor_step_leaves_the_critic_alone(estimator: str, ent_coef: float)
     before, old = flat(model.critic), flat(model.actor)
     for parameter in model.policy.parameters():
         parameter.grad = None
-    model._update_actor(batch, model._draw(batch.observations), th.tensor([ent_coef]), {})
+    model._update_actor(batch, model._draw(batch), th.tensor([ent_coef]), {})
     assert all(p.grad is None for p in model.critic.parameters())
     assert th.equal(flat(model.critic), before)
     assert not th.equal(flat(model.actor), old)
@@ -366,7 +366,7 @@ def test_the_entropy_bonus_flows_through_the_sample(estimator: str, covariance: 
             parameter.zero_()
     batch = batch_of(model)
     bias: Any = model.actor.log_std.bias
-    step = step_of(bias, lambda: model._update_actor(batch, model._draw(batch.observations), th.tensor([0.25]), {}))
+    step = step_of(bias, lambda: model._update_actor(batch, model._draw(batch), th.tensor([0.25]), {}))
     assert np.allclose(step, 0.25 * np.array(expected), atol=1e-5)
 
 
@@ -394,7 +394,7 @@ def test_the_actor_climbs_the_expectation_over_its_noise(estimator: str, monkeyp
     parts: Any = {"mu": model.actor.mu.bias, "log_std": model.actor.log_std.bias}
     before = {name: part.detach().clone() for name, part in parts.items()}
     th.manual_seed(0)
-    model._update_actor(batch, model._draw(batch.observations), th.zeros(1), {})
+    model._update_actor(batch, model._draw(batch), th.zeros(1), {})
     for name, part in parts.items():
         # The likelihood-ratio estimate of one draw has a standard deviation of about 20 here.
         assert np.allclose((part.detach() - before[name]).numpy(), expected[name], atol=6 * 20 / np.sqrt(n_draws))
@@ -411,7 +411,7 @@ def test_draws_are_averaged() -> None:
     steps = []
     for chosen in (noise, *noise[:, None]):
         model.actor.load_state_dict(state)
-        draws = model._draw(batch.observations)
+        draws = model._draw(batch)
         samples = draws.policy.mean + draws.policy.stddev * chosen
         model._update_actor(batch, draws._replace(samples=samples), th.zeros(1), {})
         steps.append(flat(model.actor))
@@ -483,7 +483,7 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
     twin.policy.load_state_dict(before)
     twin.actor.optimizer.load_state_dict(copy.deepcopy(twin_state(seen, 1)))
     th.manual_seed(1)
-    twin._update_actor(batch, twin._draw(batch.observations), th.zeros(1), {})
+    twin._update_actor(batch, twin._draw(batch), th.zeros(1), {})
     assert all(th.allclose(value, after[f"actor.{name}"], atol=1e-6) for name, value in twin.actor.state_dict().items())
 
 
@@ -506,7 +506,7 @@ def test_replay_fits_the_critic_first() -> None:
     th.manual_seed(0)
     model._update(batch)
     th.manual_seed(0)
-    draws = twin._draw(batch.observations)
+    draws = twin._draw(batch)
     twin._update_critic(batch, twin._targets(batch, draws.policy, th.zeros(1), {}), {})
     twin._update_actor(batch, draws, th.zeros(1), {})
     assert th.equal(flat(model.actor), flat(twin.actor))
