@@ -167,17 +167,21 @@ class Pass:
         #: ``[B, outputs]``, float32
         self.output = self._outputs[-1] if not layers.reduced else _cast(self._outputs[-1], th.float32)
 
-    def set_gradients(self, gradient: th.Tensor) -> None:
+    def set_gradients(self, gradient: th.Tensor, columns: slice | None = None) -> th.Tensor | None:
         """
         Set the gradients of all parameters.
 
         :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not count
+        :param columns: inputs whose derivative is asked for as well; ``None``: of none
+        :return: derivative with respect to these, ``[R, columns]``, or ``None``
         """
-        n_layers = len(self._weights)
-        of_weights, of_biases, _ = _go_back(self._layers, self._outputs, self._weights, gradient, [True] * n_layers, None)
-        for parameters, values in ((self._layers.weights, of_weights), (self._layers.biases, of_biases)):
-            for parameter, value in zip(parameters, values, strict=True):
-                set_gradient(parameter, value)
+        layers = self._layers
+        wanted = [True] * len(self._weights)
+        of_weights, of_biases, of_inputs = _go_back(layers, self._outputs, self._weights, gradient, wanted, columns)
+        for weight, bias, of_weight, of_bias in zip(layers.weights, layers.biases, of_weights, of_biases, strict=True):
+            set_gradient(weight, of_weight)
+            bias.grad = of_bias
+        return of_inputs
 
     def input_gradient(self, gradient: th.Tensor, columns: slice = ALL) -> th.Tensor:
         """

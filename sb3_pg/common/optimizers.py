@@ -1,12 +1,13 @@
 """Steps of optimizers without their bookkeeping."""
 
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as th
 
 # Whatever makes a step of Adam more than its formula.
-_UNUSUAL = ("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
+_unusual = operator.itemgetter("amsgrad", "maximize", "capturable", "differentiable", "decoupled_weight_decay")
 
 
 class _Plan(NamedTuple):
@@ -71,7 +72,7 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
     group = optimizer.param_groups[0]
     # A learning rate scheduler puts a step of its own into the instance.
     watched = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks or "step" in vars(optimizer)
-    if watched or not group["fused"] or any(group.get(name) for name in _UNUSUAL) or not isinstance(group["lr"], float):
+    if watched or not group["fused"] or any(_unusual(group)) or not isinstance(group["lr"], float):
         return None
     plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
     state, parameters = optimizer.state, group["params"]

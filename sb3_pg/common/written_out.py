@@ -5,6 +5,7 @@ They are for networks that are stacks of linear layers; :func:`layers_of` is the
 and two layers of 256 units the graph takes a quarter of an update's time.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -43,11 +44,15 @@ class Snapshot:
         return self._look() == self._state
 
     def _look(self) -> list[object]:
-        watched = any(self._hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in self._parameters)
-        parts = [id(part) for contents in self._contents for part in contents.values()]
-        sizes = [len(attributes) for attributes in self._attributes]
-        parameters = [(p.data_ptr(), p.requires_grad) for p in self._parameters]
-        return [watched or th.is_autocast_enabled("cpu"), parts, sizes, parameters]
+        parameters = self._parameters
+        watched = any(self._hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+        return [
+            watched or th.is_autocast_enabled("cpu"),
+            list(map(id, itertools.chain.from_iterable(map(dict.values, self._contents)))),
+            # Methods may be put into an instance.
+            list(map(len, self._attributes)),
+            [(p.data_ptr(), p.requires_grad) for p in parameters],
+        ]
 
 
 class Remembered(Generic[T]):
@@ -61,7 +66,8 @@ class Remembered(Generic[T]):
         self._function = function
         self._key: tuple[object, ...] = ()
         self._snapshot: Snapshot | None = None
-        self._result: T | None = None
+        #: Of the latest call.
+        self.result: T | None = None
 
     def __call__(self, module: nn.Module, *arguments: object) -> T | None:
         """
@@ -71,8 +77,8 @@ class Remembered(Generic[T]):
         """
         if self._snapshot is None or self._key != (id(module), *arguments) or not self._snapshot.holds():
             self._key, self._snapshot = (id(module), *arguments), Snapshot(module)
-            self._result = None if self._snapshot.watched else self._function(module, *arguments)
-        return self._result
+            self.result = None if self._snapshot.watched else self._function(module, *arguments)
+        return self.result
 
 
 def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:

@@ -27,8 +27,10 @@ from torch.nn import functional as F
 
 from sb3_pg.common import losses
 from sb3_pg.common.off_policy import OffPolicyBase
-from sb3_pg.common.optimizers import descend
+from sb3_pg.common.optimizers import descend, take_step
 from sb3_pg.common.vec_envs import collects_with_quick_copies
+from sb3_pg.common.written_out import Remembered, fit_critics
+from sb3_pg.her_ddpg import written_out
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
 from sb3_pg.her_ddpg.options import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 from sb3_pg.her_ddpg.policies import MultiInputPolicy
@@ -208,6 +210,7 @@ class HERDDPG(OffPolicyBase, DDPG):
 
     def _create_aliases(self) -> None:
         super()._create_aliases()
+        self._networks = Remembered(written_out.networks_of)
         self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
 
     def _make_replay_buffer(self) -> HindsightReplayBuffer:
@@ -277,7 +280,7 @@ class HERDDPG(OffPolicyBase, DDPG):
         self.replay_buffer = loaded
 
     def _excluded_save_params(self) -> list[str]:
-        return [*super()._excluded_save_params(), "_rng", "_actor_parameters", "_critic_parameters"]
+        return [*super()._excluded_save_params(), "_rng", "_networks", "_actor_parameters", "_critic_parameters"]
 
     # ---- collecting --------------------------------------------------------------------------------------------------------
 
@@ -424,17 +427,19 @@ class HERDDPG(OffPolicyBase, DDPG):
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
         with self._precision():
-            records = [self._update(self._sample_batch(batch_size)) for _ in range(gradient_steps)]
+            networks = self._networks(self.policy, self.bf16)
+            records = [self._update(self._sample_batch(batch_size), networks) for _ in range(gradient_steps)]
         if self.target_update == "cycle":
             self._update_targets()
         self._n_updates += gradient_steps
         self._log(th.stack(records))
 
-    def _update(self, batch: _Batch) -> th.Tensor:
+    def _update(self, batch: _Batch, networks: written_out.Networks | None = None) -> th.Tensor:
         """
+        :param networks: with them the gradients are written out; ``None``: autograd computes them
         :return: critic loss, mean value and actor loss, ``[3]``
         """
-        record = th.stack([*self._update_critic(batch), self._update_actor(batch)])
+        record = th.stack([*self._update_critic(batch, networks), self._update_actor(batch, networks)])
         if self.target_update == "step":
             self._update_targets()
         return record
@@ -462,28 +467,49 @@ class HERDDPG(OffPolicyBase, DDPG):
             sample.dones,
         )
 
-    def _update_critic(self, batch: _Batch) -> tuple[th.Tensor, th.Tensor]:
+    def _update_critic(self, batch: _Batch, networks: written_out.Networks | None = None) -> tuple[th.Tensor, th.Tensor]:
         """
         :return: loss and mean value
         """
-        with th.no_grad():
+        targets = self._targets_of(batch, networks)
+        if networks is None:
+            q_values = self.critic(batch.inputs, batch.actions)
+            loss, first_values = th.stack([F.mse_loss(q, targets) for q in q_values]).sum(), q_values[0]
+            descend(self.critic.optimizer, loss, self._critic_parameters)
+        else:
+            assert isinstance(batch.inputs, th.Tensor)
+            with th.no_grad():
+                inputs = th.cat([batch.inputs, batch.actions], dim=1)
+                # Half of twice the mean.
+                loss, first_values = fit_critics(networks.critics, inputs, targets, th.full_like(targets, 2 / len(targets)))
+            take_step(self.critic.optimizer)
+        return loss.detach(), first_values.detach().mean()
+
+    @th.no_grad()
+    def _targets_of(self, batch: _Batch, networks: written_out.Networks | None = None) -> th.Tensor:
+        if networks is None:
             next_actions = self.actor_target(batch.next_inputs)
             values = self.critic_target(batch.next_inputs, next_actions)
             next_values = values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
-            targets = losses.td_target(batch.rewards, batch.discounts, batch.terminated, next_values, self.target_bounds)
-        q_values = self.critic(batch.inputs, batch.actions)
-        loss = th.stack([F.mse_loss(q, targets) for q in q_values]).sum()
-        descend(self.critic.optimizer, loss, self._critic_parameters)
-        return loss.detach(), q_values[0].detach().mean()
+        else:
+            assert isinstance(batch.next_inputs, th.Tensor)
+            next_values = written_out.next_values(networks, batch.next_inputs)
+        return losses.td_target(batch.rewards, batch.discounts, batch.terminated, next_values, self.target_bounds)
 
-    def _update_actor(self, batch: _Batch) -> th.Tensor:
+    def _update_actor(self, batch: _Batch, networks: written_out.Networks | None = None) -> th.Tensor:
         """
         :return: loss
         """
-        actions = self.actor(batch.inputs)
-        q_values = self.critic.q1_forward(batch.inputs, actions)  # type: ignore[arg-type]  # SB3's hint forgets dictionaries
-        loss = losses.deterministic_policy_loss(q_values, actions, self.action_l2)
-        descend(self.actor.optimizer, loss, self._actor_parameters)
+        if networks is None:
+            actions = self.actor(batch.inputs)
+            q_values = self.critic.q1_forward(batch.inputs, actions)  # type: ignore[arg-type]  # SB3's hint forgets dictionaries
+            loss = losses.deterministic_policy_loss(q_values, actions, self.action_l2)
+            descend(self.actor.optimizer, loss, self._actor_parameters)
+        else:
+            assert isinstance(batch.inputs, th.Tensor)
+            with th.no_grad():
+                loss = written_out.differentiate_policy_loss(networks, batch.inputs, self.action_l2)
+            take_step(self.actor.optimizer)
         return loss.detach()
 
     def _update_targets(self) -> None:

@@ -140,9 +140,10 @@ class _Sequences(ReplayBuffer):
         :return: the segments
         """
         size = self.size()
-        anchors, envs, offsets = (_random_integers(high, n_segments) for high in (size, self.n_envs, length))
+        anchors, envs = _random_integers(size, n_segments), _random_integers(self.n_envs, n_segments)
         if length == 1:
             return self._single_steps(anchors, envs, env)
+        offsets = _random_integers(length, n_segments)
         # Steps count from the oldest one.
         steps = anchors - offsets + np.arange(length)[:, None]  # [T, B]
         stored = (steps >= 0) & (steps < size)

@@ -36,7 +36,7 @@ class NumpyActor:
         mean, log_std = outputs[-1], self._log_std_bias
         if self._log_std_weight is not None:
             log_std = outputs[-2] @ self._log_std_weight.T + log_std
-        std = self._min_std + np.exp(np.clip(log_std, LOG_STD_MIN, LOG_STD_MAX))
+        std = self._min_std + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
         noise: Float32Array = th.randn(mean.shape).numpy()
         samples = mean + std * noise
         log_probs = (-0.5 * noise * noise - np.log(std) - np.float32(LOG_SQRT_2_PI)).sum(axis=1)

@@ -1,6 +1,7 @@
 """Stochastic value gradients of order zero."""
 
 import io
+import math
 import pathlib
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -24,7 +25,7 @@ from sb3_pg.common.vec_envs import collects_with_quick_copies
 from sb3_pg.common.written_out import Remembered, fit_critics, lowest_values
 from sb3_pg.svg0 import written_out
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
-from sb3_pg.svg0.numpy_actor import numpy_actor
+from sb3_pg.svg0.numpy_actor import NumpyActor, numpy_actor
 from sb3_pg.svg0.options import (
     NETWORK_OPTIONS,
     automatic_values,
@@ -236,9 +237,10 @@ class SVG0(OffPolicyBase):
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
+        self._looked_at = -1
         # One-hot vectors, or numbers of each category.
         self._is_encoded = not isinstance(self.observation_space, spaces.Box)
-        self._networks, self._numpy_actor = Remembered(written_out.networks_of), Remembered(numpy_actor)
+        self._short_cuts = Remembered(_short_cuts_of)
         # Gradients are asked for by name: the actor step must not reach the critic's weights.
         self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
         networks = (self.critic_target, self.critic)
@@ -333,7 +335,9 @@ class SVG0(OffPolicyBase):
     def _policy_samples(self) -> tuple[FloatArray, FloatArray]:
         """Samples of the policy ``[N, A]``, and their log-density ``[N]``."""
         assert self._last_obs is not None
-        actor = self._numpy_actor(self.policy)
+        # Right after an update nothing has changed since it looked.
+        just_looked = self._short_cuts.result if self._looked_at == self.num_timesteps else None
+        _, actor = just_looked or self._look_for_short_cuts()
         if actor is not None:
             assert isinstance(self._last_obs, np.ndarray)
             samples, log_probs = actor.sample(self._last_obs)
@@ -373,9 +377,10 @@ class SVG0(OffPolicyBase):
             records = [self._update(self._next_batch(batch_size), networks) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
-        values = th.stack([th.stack(list(record.values())) for record in records]).mean(dim=0).tolist()
-        for name, value in zip(records[0], values, strict=True):
-            if not np.isfinite(value):
+        values = th.stack([value for record in records for value in record.values()]).view(len(records), -1)
+        means = (values[0] if len(records) == 1 else values.mean(dim=0)).tolist()
+        for name, value in zip(records[0], means, strict=True):
+            if not math.isfinite(value):
                 # ValueError, so that a tuning study prunes the trial.
                 raise ValueError(f"the {name} is not finite ({value}): lower the learning rate, or normalise rewards")
             self.logger.record(f"train/{name}", value)
@@ -387,9 +392,13 @@ class SVG0(OffPolicyBase):
         length = self.resolved_segment_length
         return self.replay_buffer.sample_segments(batch_size // length, length, self._vec_normalize_env)
 
+    def _look_for_short_cuts(self) -> tuple[written_out.Networks | None, NumpyActor | None]:
+        self._looked_at = self.num_timesteps
+        return self._short_cuts(self.policy, self.bf16) or (None, None)
+
     def _written_out(self) -> written_out.Networks | None:
         """The networks, where the gradients of the updates are written out; ``None``: autograd computes them."""
-        return self._networks(self.policy, self.bf16) if self.gradient_estimator == "pathwise" else None
+        return self._look_for_short_cuts()[0] if self.gradient_estimator == "pathwise" else None
 
     def _update(self, batch: SequenceSamples, networks: written_out.Networks | None = None) -> dict[str, th.Tensor]:
         """
@@ -632,7 +641,7 @@ class SVG0(OffPolicyBase):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "_actor_parameters", "_critic_parameters", "_averaged", "_copied"]
-        derived = ["_networks", "_numpy_actor", "_fixed_ent_coef", "_log_probs"]
+        derived = ["_short_cuts", "_looked_at", "_fixed_ent_coef", "_log_probs"]
         return [*super()._excluded_save_params(), *networks, *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
@@ -640,6 +649,11 @@ class SVG0(OffPolicyBase):
         if self.log_ent_coef is None:
             return state_dicts, []
         return [*state_dicts, "ent_coef_optimizer"], ["log_ent_coef"]
+
+
+def _short_cuts_of(policy: SVG0Policy, reduced: bool) -> tuple[written_out.Networks | None, NumpyActor | None]:
+    """For updates and for acting, where the policy is of the form that they are for."""
+    return written_out.networks_of(policy, reduced), numpy_actor(policy)
 
 
 def _importance_ratios(log_prob: FloatArray, behaviour_log_prob: FloatArray) -> FloatArray:

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg.common.distributions import GaussianActions
-from sb3_pg.common.fused_mlp import Layers, Pass
+from sb3_pg.common.fused_mlp import ALL, Layers, Pass
 from sb3_pg.common.optimizers import set_gradient
 from sb3_pg.common.written_out import layers_of, lowest_value_gradient
 from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, QNetworks, Scale, SVG0Policy
@@ -75,8 +75,9 @@ class ActorRun:
         mean = Pass(networks.mean, hidden.output)
         log_std = None if networks.log_std is None else Pass(networks.log_std, hidden.output)
         raw = actor.log_std(hidden.output) if log_std is None else log_std.output
-        above_min = raw.clamp(LOG_STD_MIN, LOG_STD_MAX).exp_()
-        std = actor.min_std + above_min
+        clamped = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
+        above_min = clamped.exp()
+        std = above_min + actor.min_std
         #: Distribution of the actions.
         self.policy = GaussianActions(mean.output[:n_states], std[:n_states], None, actor.squash_output)
         self._noise = self.policy.draw_noise(n_samples)
@@ -87,9 +88,9 @@ class ActorRun:
         if next_features is not None:
             following = GaussianActions(mean.output[n_states:], std[n_states:], None, actor.squash_output)
             self.following = (following, following.rsample(1))
-            raw, above_min = raw[:n_states], above_min[:n_states]
         self._hidden, self._mean, self._log_std = hidden, mean, log_std
-        self._raw, self._above_min = raw, above_min
+        # Derivative of the standard deviation; where it was clamped there is none.
+        self._slope = (above_min * (clamped == raw))[:n_states]
 
     def set_gradients(self, of_samples: th.Tensor, of_std: th.Tensor | None) -> None:
         """
@@ -103,17 +104,17 @@ class ActorRun:
         of_mean, of_spread = (x[0] if one else x.sum(dim=0) for x in (of_samples, of_spread))
         if of_std is not None:
             of_spread = of_spread + of_std
-        if self._raw.shape != of_spread.shape:
+        if self._slope.shape[1] < of_spread.shape[1]:
             of_spread = of_spread.sum(dim=1, keepdim=True)
-        # The same as of the logarithm, but for what was clamped.
-        of_raw = of_spread * self._above_min * (self._raw.clamp(LOG_STD_MIN, LOG_STD_MAX) == self._raw)
-        self._mean.set_gradients(of_mean)
-        of_latent = self._mean.input_gradient(of_mean)
+        of_raw = of_spread * self._slope
+        of_latent = self._mean.set_gradients(of_mean, ALL)
+        assert of_latent is not None
         if self._log_std is None:
             set_gradient(self._networks.actor.log_std.bias, of_raw.sum(dim=0))
         else:
-            self._log_std.set_gradients(of_raw)
-            of_latent += self._log_std.input_gradient(of_raw)
+            of_other = self._log_std.set_gradients(of_raw, ALL)
+            assert of_other is not None
+            of_latent += of_other
         self._hidden.set_gradients(of_latent)
 
 
