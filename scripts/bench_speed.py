@@ -16,7 +16,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,19 @@ class Row:
 ONE_STEP = {"n_steps": 256, "advantage_estimator": "reward_to_go", "n_value_updates": 1}
 SAME_NETWORKS = {"policy_kwargs": {"net_arch": [256, 256]}}
 SB3_HER = {"replay_buffer_class": HerReplayBuffer, "policy_kwargs": {"net_arch": [256, 256, 256]}}
+HER_FETCH = Row(
+    "HERDDPG vs DDPG + HerReplayBuffer, FetchPush-v4, updates of 2048",
+    "FetchPush-v4",
+    1,
+    20,
+    DDPG,
+    SB3_HER,
+    HERDDPG,
+    {},
+    threads=2,
+    policy="MultiInputPolicy",
+    batch_size=2048,
+)
 ROWS = {
     "cartpole-8": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 8, 8000, A2C, {}, NStepA2C, {}),
     "cartpole-1": Row("NStepA2C vs A2C, CartPole-v1", "CartPole-v1", 1, 2000, A2C, {}, NStepA2C, {}),
@@ -85,19 +98,8 @@ ROWS = {
     "svg0-pendulum": Row(
         "SVG0 (TD(0)) vs DDPG, Pendulum-v1", "Pendulum-v1", 1, 600, DDPG, SAME_NETWORKS, SVG0, {"td_lambda": 0.0}, threads=2
     ),
-    "her-fetch": Row(
-        "HERDDPG vs DDPG + HerReplayBuffer, FetchPush-v4, updates of 2048",
-        "FetchPush-v4",
-        1,
-        20,
-        DDPG,
-        SB3_HER,
-        HERDDPG,
-        {},
-        threads=2,
-        policy="MultiInputPolicy",
-        batch_size=2048,
-    ),
+    "her-fetch": HER_FETCH,
+    "her-fetch-bf16": replace(HER_FETCH, title="the same, ours in bfloat16", our_options={"bf16": True}),
 }
 
 

@@ -42,10 +42,12 @@ def test_no_short_cut_is_left_to_a_watched_model(script: ModuleType) -> None:
         return [policy.mean, policy.stddev, off_policy.critic.q_networks[0](th.zeros(2, 4))]
 
     assert all(map(is_fused, results()))
+    assert None not in off_policy._look_for_short_cuts()
     assert _plan_of(off_policy.critic.optimizer) is not None
     script.watch(off_policy)
     assert _plan_of(off_policy.critic.optimizer) is None
     off_policy.learn(30)
+    assert off_policy._look_for_short_cuts() == (None, None)
     assert not any(map(is_fused, results()))
 
 

@@ -25,7 +25,7 @@ class Snapshot:
     """
 
     def __init__(self, module: nn.Module) -> None:
-        modules = list(module.modules())
+        self._modules = modules = list(module.modules())
         self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
         self._contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
         self._attributes = [vars(each) for each in modules]
@@ -49,6 +49,7 @@ class Snapshot:
         return [
             watched or th.is_autocast_enabled("cpu"),
             list(map(id, itertools.chain.from_iterable(map(dict.values, self._contents)))),
+            list(map(type, self._modules)),
             # Methods may be put into an instance.
             list(map(len, self._attributes)),
             [(p.data_ptr(), p.requires_grad) for p in parameters],

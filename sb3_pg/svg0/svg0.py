@@ -469,11 +469,7 @@ class SVG0(OffPolicyBase):
         An entropy bonus for the next state, estimated by its fresh action, counts as part of the reward: then the same
         recursions serve, and with lambda = 0 the target is that of SAC.
         """
-        if draws.run is not None and draws.run.following is not None:
-            following, samples = draws.run.following
-        else:
-            following = self.actor.distribution(batch.next_observations)
-            samples = following.rsample(1)
+        following, samples = self._following(batch, draws, networks)
         next_values = self._target_values(batch.next_observations, following.actions(samples), networks)
         bonus = -ent_coef * following.log_prob(samples)[0] if self.uses_entropy else None
         corrected = self.resolved_correction == "retrace"
@@ -482,6 +478,19 @@ class SVG0(OffPolicyBase):
             rewards, terminated = (th.from_numpy(array[0]).to(self.device) for array in (batch.rewards, batch.terminated))
             return losses.td_target(rewards, self.gamma, terminated, future)
         return self._targets_of_segments(batch, draws.policy, next_values, bonus, corrected, record, networks)
+
+    def _following(
+        self, batch: SequenceSamples, draws: _Draws, networks: written_out.Networks | None
+    ) -> tuple[GaussianActions, th.Tensor]:
+        """The policy in the next states, and a sample for each, ``[1, S, A]``."""
+        if networks is None:
+            policy = self.actor.distribution(batch.next_observations)
+            return policy, policy.rsample(1)
+        if draws.run is not None and draws.run.following is not None:
+            return draws.run.following
+        assert isinstance(batch.next_observations, th.Tensor)
+        run = written_out.ActorRun(networks, batch.next_observations, 1)
+        return run.policy, run.samples
 
     def _targets_of_segments(
         self,

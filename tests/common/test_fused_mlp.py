@@ -1,6 +1,7 @@
 """The fused stack against ``nn.Sequential`` of the same modules."""
 
 import copy
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -11,7 +12,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_pg.common.fused_mlp import FEW_COLUMNS, MIN_REDUCED, FusedLinear, FusedMLP, reduced_precision, reducible
+from sb3_pg.common import fused_mlp
+from sb3_pg.common.fused_mlp import (
+    FEW_COLUMNS,
+    MIN_ONEDNN,
+    MIN_ONEDNN_ROWS,
+    MIN_REDUCED,
+    FusedLinear,
+    FusedMLP,
+    Pass,
+    reduced_precision,
+    reducible,
+)
 from sb3_pg.common.optimizers import descend
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -167,6 +179,69 @@ def test_descend_copes_with_transposed_gradients(fused: bool) -> None:
         assert th.allclose(p, q, atol=1e-5)
 
 
+# ---- oneDNN ----------------------------------------------------------------------------------------------------------------
+
+
+def both_ways(network: FusedMLP, x: th.Tensor, cotangent: th.Tensor) -> tuple[list[th.Tensor], list[th.Tensor]]:
+    """Output and gradients, ours and those of ``nn.Sequential``."""
+    networks = (network, nn.Sequential(*network))
+    ours, theirs = ([each(x).detach(), *gradients(each, x, cotangent)] for each in networks)
+    return ours, theirs
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("last", [None, nn.ReLU, nn.Tanh])
+@pytest.mark.parametrize("available", [True, False])
+def test_large_products_are_the_same(
+    activation: type[nn.Module], last: type[nn.Module] | None, available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    th.manual_seed(0)
+    calls: list[int] = []
+    linear = fused_mlp._onednn_linear()
+
+    def counted(*args: Any) -> th.Tensor:
+        calls.append(1)
+        assert linear is not None
+        return linear(*args)
+
+    usable = available and linear is not None
+    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda: counted if usable else None)
+    network = stack([MIN_ONEDNN, MIN_ONEDNN + 7, 90, MIN_ONEDNN], activation, last)
+    x, cotangent = th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN, requires_grad=True), th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN)
+    for ours, theirs in zip(*both_ways(network, x, cotangent), strict=True):
+        assert th.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
+    # Forwards twice, and backwards behind all layers but the first.
+    assert len(calls) == (8 if usable else 0)
+
+
+@pytest.mark.filterwarnings("ignore:TF32")  # which torch says of its own default
+def test_small_products_and_those_of_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda: pytest.fail("called"))
+    network = stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
+    network(th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
+    with th.backends.mkldnn.flags(enabled=False):
+        network(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+
+
+@pytest.mark.parametrize("kind", ["missing", "wrong", "other_arguments"])
+def test_an_operation_that_changed_is_not_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def raising(*_: Any) -> th.Tensor:
+        raise RuntimeError("takes 7 arguments")
+
+    def default(*_: Any) -> Any:
+        return th.zeros(3, 64)
+
+    class Namespace:
+        pass
+
+    namespace: Any = Namespace()
+    if kind != "missing":
+        namespace._linear_pointwise = Namespace()
+        namespace._linear_pointwise.default = default if kind == "wrong" else raising
+    monkeypatch.setattr(th.ops, "mkldnn", namespace)
+    assert fused_mlp._onednn_linear.__wrapped__() is None
+
+
 # ---- reduced precision -----------------------------------------------------------------------------------------------------
 
 
@@ -224,6 +299,44 @@ def test_reduced_precision_ends_with_its_block_even_by_an_error() -> None:
 )
 def test_reducible_says_whether_it_matters(network: nn.Module, expected: bool) -> None:
     assert reducible(network) is expected
+
+
+# ---- without autograd ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("n_rows", [10, 300])
+def test_a_pass_goes_back_as_autograd_does(reduced: bool, n_rows: int) -> None:
+    th.manual_seed(0)
+    network = stack([5, 128, 128, 2], nn.ReLU, nn.Tanh)
+    x, cotangent = th.randn(n_rows, 5, requires_grad=True), th.randn(n_rows, 2)
+    with reduced_precision(network) if reduced else nullcontext():
+        layers = network.layers()
+        of_x, *expected = gradients(network, x, cotangent)
+        output = network(x)
+    assert layers is not None
+    with th.no_grad():
+        run = Pass(layers, x)
+        assert th.equal(run.output, output)
+        assert th.equal(run.input_gradient(cotangent), of_x)
+        assert th.allclose(run.input_gradient(cotangent, slice(3, None)), of_x[:, 3:], atol=1e-6)
+        assert run.set_gradients(cotangent) is None
+        for parameter, gradient in zip(network.parameters(), expected, strict=True):
+            assert th.equal(parameter.grad, gradient)  # type: ignore[arg-type]  # it was set
+
+
+def test_a_pass_may_go_back_from_its_first_rows_alone() -> None:
+    th.manual_seed(0)
+    network, x, cotangent = stack([5, 8, 8, 2], nn.ReLU, nn.Tanh), th.randn(9, 5, requires_grad=True), th.randn(4, 2)
+    of_x, *expected = gradients(network, x, th.cat([cotangent, th.zeros(5, 2)]))
+    layers = network.layers()
+    assert layers is not None
+    with th.no_grad():
+        of_inputs = Pass(layers, x).set_gradients(cotangent, slice(None))
+    assert of_inputs is not None
+    assert th.allclose(of_inputs, of_x[:4], atol=1e-6)
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        assert th.allclose(parameter.grad, gradient, atol=1e-6)  # type: ignore[arg-type]  # it was set
 
 
 # ---- single layers ---------------------------------------------------------------------------------------------------------

@@ -160,9 +160,9 @@ def test_without_noise_the_actor_update_is_that_of_ddpg(
 
 
 def targets_of(model: SVG0, batch: SequenceSamples, ent_coef: float = 0.0) -> np.ndarray:
-    policy = model.actor.distribution(batch.observations)
+    draws = model._draw(batch)
     th.manual_seed(9)
-    return model._targets(batch, policy, th.tensor([ent_coef]), {}).numpy().reshape(batch.rewards.shape)
+    return model._targets(batch, draws, th.tensor([ent_coef]), {}).numpy().reshape(batch.rewards.shape)
 
 
 def next_values_of(model: SVG0, batch: SequenceSamples) -> tuple[np.ndarray, np.ndarray]:
@@ -459,10 +459,10 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
     seen: list[tuple[SequenceSamples, dict[str, th.Tensor], dict[str, th.Tensor]]] = []
     update = model._update
 
-    def recorded(batch: SequenceSamples) -> dict[str, th.Tensor]:
+    def recorded(batch: SequenceSamples, networks: Any = None) -> dict[str, th.Tensor]:
         before = parameters_of(model.policy)
         th.manual_seed(len(seen))
-        record = update(batch)
+        record = update(batch, networks)
         seen.append((batch, before, parameters_of(model.policy)))
         return record
 
@@ -507,7 +507,7 @@ def test_replay_fits_the_critic_first() -> None:
     model._update(batch)
     th.manual_seed(0)
     draws = twin._draw(batch)
-    twin._update_critic(batch, twin._targets(batch, draws.policy, th.zeros(1), {}), {})
+    twin._update_critic(batch, twin._targets(batch, draws, th.zeros(1), {}), {})
     twin._update_actor(batch, draws, th.zeros(1), {})
     assert th.equal(flat(model.actor), flat(twin.actor))
     assert th.equal(flat(model.critic), flat(twin.critic))
@@ -519,5 +519,5 @@ def test_the_ratios_are_those_of_the_policy_on_policy() -> None:
     assert model.replay_buffer is not None
     record: dict[str, th.Tensor] = {}
     batch = model.replay_buffer.whole()
-    model._targets(batch, model.actor.distribution(batch.observations), th.zeros(1), record)
+    model._targets(batch, model._draw(batch), th.zeros(1), record)
     assert record["importance_ratio"].item() == pytest.approx(1, abs=1e-4)

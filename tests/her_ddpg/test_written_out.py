@@ -1,0 +1,102 @@
+"""Whole updates, written out, against autograd."""
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch as th
+from goal_envs import point_envs
+
+from sb3_pg import HERDDPG
+from sb3_pg.her_ddpg.policies import GoalActor
+
+Options = dict[str, Any]
+
+
+def make(policy_kwargs: Options | None = None, **kwargs: Any) -> HERDDPG:
+    """A model with experience, whose updates start where the networks are not those of the first moment."""
+    network = {"net_arch": [16, 16], **(policy_kwargs or {})}
+    options: Options = {"batch_size": 16, "gradient_steps": 3, "learning_rate": 1e-2, "seed": 0, "device": "cpu", **kwargs}
+    return HERDDPG("MultiInputPolicy", point_envs(2), policy_kwargs=network, **options).learn(80)
+
+
+def is_written_out(model: HERDDPG) -> bool:
+    return model._networks(model.policy, model.bf16) is not None
+
+
+@pytest.mark.parametrize(
+    ("options", "batch_size"),
+    [
+        ({}, 32),
+        ({"action_l2": 0.0, "reward_range": None}, 32),
+        ({"policy_kwargs": {"n_critics": 2}, "target_update": "step"}, 32),
+        ({"policy_kwargs": {"activation_fn": th.nn.Tanh, "net_arch": [16]}}, 7),
+        ({"policy_kwargs": {"share_features_extractor": True}, "n_steps": 3}, 32),
+        ({"normalize_inputs": False}, 32),
+        # With products of oneDNN.
+        ({"policy_kwargs": {"net_arch": [64, 96]}}, 300),
+    ],
+    ids=str,
+)
+def test_updates_are_those_of_autograd(options: Options, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = make(**options)
+    batches = [model._sample_batch(batch_size) for _ in range(4)]
+    state = copy.deepcopy(model.policy.state_dict())
+    optimizers = [copy.deepcopy(part.optimizer.state_dict()) for part in (model.actor, model.critic)]
+    results = []
+    for plain in (False, True):
+        model.policy.load_state_dict(state)
+        for part, optimizer in zip((model.actor, model.critic), optimizers, strict=True):
+            part.optimizer.load_state_dict(copy.deepcopy(optimizer))
+        if plain:
+            model.actor.mu.register_forward_hook(lambda *_: None)
+        assert is_written_out(model) != plain
+        rest = iter(batches)
+        monkeypatch.setattr(model, "_sample_batch", lambda _, rest=rest: next(rest))
+        model.logger.name_to_value.clear()
+        model.train(len(batches), batch_size)
+        results.append((copy.deepcopy(model.policy.state_dict()), dict(model.logger.name_to_value)))
+    (ours, our_log), (theirs, their_log) = results
+    for name, value in theirs.items():
+        assert th.allclose(ours[name], value, atol=2e-4), name
+        assert "optimizer" in name or "normalizer" in name or not th.equal(value, state[name]), name
+    for name in ("train/critic_loss", "train/q_value", "train/actor_loss"):
+        assert our_log[name] == pytest.approx(their_log[name], rel=1e-3, abs=1e-5)
+
+
+class OtherActor(GoalActor):
+    """Of a user."""
+
+
+def other_actor(model: HERDDPG) -> None:
+    model.policy.actor.__class__ = OtherActor
+
+
+EXCEPTIONS: dict[str, tuple[Options, Callable[[HERDDPG], object]]] = {
+    "elu": ({"activation_fn": th.nn.ELU}, lambda _: None),
+    "hook": ({}, lambda model: model.critic.q_networks[0].register_forward_hook(lambda *_: None)),
+    "hook_of_the_target": ({}, lambda model: model.actor_target.mu.register_forward_hook(lambda *_: None)),
+    "frozen": ({}, lambda model: model.actor.mu[0].bias.requires_grad_(False)),
+    "subclass": ({}, other_actor),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXCEPTIONS))
+def test_all_else_goes_by_autograd(name: str) -> None:
+    policy_kwargs, change = EXCEPTIONS[name]
+    model = make(policy_kwargs)
+    change(model)
+    assert not is_written_out(model)
+    before = copy.deepcopy(model.actor.state_dict())
+    model.train(2, 16)
+    assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
+
+
+def test_the_critic_gets_no_gradient_from_the_actors_loss() -> None:
+    model = make()
+    model.critic.optimizer.zero_grad()
+    before = copy.deepcopy(model.critic.state_dict())
+    model._update_actor(model._sample_batch(8), model._networks(model.policy, False))
+    assert all(p.grad is None for p in model.critic.parameters())
+    assert all(th.equal(before[key], value) for key, value in model.critic.state_dict().items())

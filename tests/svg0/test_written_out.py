@@ -1,0 +1,220 @@
+"""Whole updates, written out, against autograd; acting in numpy against the modules."""
+
+import copy
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch as th
+from envs import MatchEnv
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from sb3_pg import SVG0
+from sb3_pg.svg0.policies import GaussianActor
+
+Options = dict[str, Any]
+
+
+def make(env_kwargs: Options | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> SVG0:
+    """A model with experience and no update yet, whose networks are not those of the first moment."""
+    mode = {"train_freq": 30} if kwargs.get("on_policy") else {"learning_starts": 30}
+    env = DummyVecEnv([lambda: Monitor(MatchEnv(action="box", **(env_kwargs or {})))] * 2)
+    network = {"net_arch": [16, 16], **kwargs.pop("policy_kwargs", {})}
+    options = {"learning_rate": 1e-2, "seed": 0, "device": "cpu", "gradient_steps": 0, **mode, **kwargs}
+    model = SVG0(policy, env, policy_kwargs=network, **options).learn(60)
+    with th.no_grad():
+        for parameter in model.policy.parameters():
+            parameter.add_(0.1 * th.randn_like(parameter))
+    return model
+
+
+def trained(model: SVG0, plain: bool, batch_size: int) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
+    """Parameters and what was logged after updates of a copy, by autograd or not."""
+    state, logged = copy.deepcopy(model.policy.state_dict()), model.logger.name_to_value
+    optimizers = [copy.deepcopy(part.optimizer.state_dict()) for part in (model.actor, model.critic)]
+    model._setup_entropy()
+    logged.clear()
+    np.random.seed(3)  # noqa: NPY002 # the generator that SB3 seeds
+    th.manual_seed(3)
+    hook = model.policy.register_forward_hook(lambda *_: None) if plain else None
+    assert (model._written_out() is None) == plain
+    model.train(4, batch_size)
+    result = copy.deepcopy(model.policy.state_dict()), dict(logged)
+    if hook is not None:
+        hook.remove()
+    model.policy.load_state_dict(state)
+    for part, optimizer in zip((model.actor, model.critic), optimizers, strict=True):
+        part.optimizer.load_state_dict(optimizer)
+    return result
+
+
+def check_both_ways(model: SVG0, batch_size: int = 32) -> None:
+    before = copy.deepcopy(model.policy.state_dict())
+    (ours, our_log), (theirs, their_log) = (trained(model, plain, batch_size) for plain in (False, True))
+    for name, value in theirs.items():
+        assert th.allclose(ours[name], value, atol=2e-4), name
+    moved = [name for name in theirs if not th.equal(theirs[name], before[name])]
+    assert any("actor" in name for name in moved)
+    assert any("critic" in name for name in moved)
+    names = {name for name in their_log if name.startswith("train/") and name != "train/n_updates"}
+    assert {"train/std", "train/critic_loss", "train/actor_loss"} <= names <= our_log.keys()
+    for name in names:
+        assert our_log[name] == pytest.approx(their_log[name], rel=1e-3, abs=1e-4), name
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal"])
+@pytest.mark.parametrize("depends", [True, False])
+@pytest.mark.parametrize("squash", [True, False])
+@pytest.mark.parametrize("ent_coef", [0.0, 0.2, "auto"])
+def test_updates_are_those_of_autograd(covariance: str, depends: bool, squash: bool, ent_coef: Any) -> None:
+    for n_samples, n_critics, on_policy in itertools.product((1, 3), (1, 2), (False, True)):
+        check_both_ways(
+            make(
+                covariance=covariance,
+                state_dependent_covariance=depends,
+                squash_output=squash,
+                ent_coef=ent_coef,
+                n_action_samples=n_samples,
+                n_critics=n_critics,
+                on_policy=on_policy,
+            )
+        )
+
+
+@pytest.mark.parametrize("options", [{"td_lambda": 0.0}, {"td_lambda": 0.5, "off_policy_correction": "none"}], ids=str)
+@pytest.mark.parametrize("observation", ["box", "discrete", "multi_discrete", "multi_binary"])
+@pytest.mark.parametrize("on_policy", [False, True])
+def test_updates_are_those_of_autograd_for_all_vectors(options: Options, observation: str, on_policy: bool) -> None:
+    check_both_ways(make({"observation": observation}, on_policy=on_policy, **options))
+
+
+@pytest.mark.parametrize("name", ["tanh", "one_layer", "clamped", "sgd", "no_bound", "wide"])
+def test_updates_are_those_of_autograd_for_all_networks(name: str) -> None:
+    variants: dict[str, Options] = {
+        "tanh": {"activation_fn": th.nn.Tanh},
+        "one_layer": {"net_arch": [16]},
+        # Above the largest logarithm: no gradient reaches it.
+        "clamped": {"log_std_init": 2.05},
+        "sgd": {"optimizer_class": th.optim.SGD},
+        "no_bound": {"min_std": 0.0},
+        # With products of oneDNN.
+        "wide": {"net_arch": [64, 96]},
+    }
+    check_both_ways(make(policy_kwargs=variants[name], td_lambda=0.0), batch_size=300 if name == "wide" else 32)
+
+
+class OtherActor(GaussianActor):
+    """Of a user."""
+
+
+class OtherExtractor(FlattenExtractor):
+    """Of a user."""
+
+
+def frozen(model: SVG0) -> None:
+    model.actor.mu.bias.requires_grad_(False)
+
+
+def other_actor(model: SVG0) -> None:
+    model.policy.actor.__class__ = OtherActor
+
+
+EXCEPTIONS: dict[str, tuple[Options, Callable[[SVG0], object]]] = {
+    "full": ({"covariance": "full"}, lambda _: None),
+    "likelihood_ratio": ({"gradient_estimator": "likelihood_ratio"}, lambda _: None),
+    "elu": ({"policy_kwargs": {"activation_fn": th.nn.ELU}}, lambda _: None),
+    "linear": ({"policy_kwargs": {"net_arch": []}}, lambda _: None),
+    "extractor": ({"policy_kwargs": {"features_extractor_class": OtherExtractor}}, lambda _: None),
+    "hook": ({}, lambda model: model.critic.q_networks[0].register_forward_hook(lambda *_: None)),
+    "hook_of_the_target": ({}, lambda model: model.critic_target.register_forward_hook(lambda *_: None)),
+    "frozen": ({}, frozen),
+    "subclass": ({}, other_actor),
+}
+
+
+@pytest.mark.parametrize("name", sorted(EXCEPTIONS))
+def test_all_else_goes_by_autograd(name: str) -> None:
+    options, change = EXCEPTIONS[name]
+    model = make(**options)
+    change(model)
+    assert model._written_out() is None
+    before = copy.deepcopy(model.actor.state_dict())
+    model.train(2, 16)
+    assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
+
+
+def test_a_hook_counts_from_the_next_update_on() -> None:
+    model = make()
+    seen: list[int] = []
+    model.train(1, 16)
+    hook = model.critic.q_networks[0].register_forward_hook(lambda *_: seen.append(1))
+    model.train(1, 16)
+    assert seen
+    hook.remove()
+    seen.clear()
+    model.train(1, 16)
+    assert not seen
+    assert model._written_out() is not None
+
+
+def test_a_model_that_was_copied_or_loaded_updates_its_own_networks(tmp_path: Any) -> None:
+    model = make()
+    model.train(1, 16)
+    model.save(tmp_path / "model")
+    other = SVG0.load(tmp_path / "model", env=model.get_env())
+    other.replay_buffer = model.replay_buffer
+    other.set_logger(model.logger)
+    state = copy.deepcopy(model.policy.state_dict())
+    before = copy.deepcopy(other.policy.state_dict())
+    other.train(2, 16)
+    assert all(th.equal(value, state[name]) for name, value in model.policy.state_dict().items())
+    assert any(not th.equal(value, before[name]) for name, value in other.policy.state_dict().items())
+
+
+@pytest.mark.parametrize("covariance", ["isotropic", "diagonal"])
+@pytest.mark.parametrize("depends", [True, False])
+def test_numpy_draws_what_the_modules_draw(covariance: str, depends: bool) -> None:
+    model = make(covariance=covariance, state_dependent_covariance=depends, policy_kwargs={"log_std_init": 1.99})
+    obs = np.stack([model.observation_space.sample() for _ in range(50)])
+    model._last_obs = obs
+    _, actor = model._look_for_short_cuts()
+    assert actor is not None
+    th.manual_seed(5)
+    samples, log_probs = model._policy_samples()
+    th.manual_seed(5)
+    with th.no_grad():
+        distribution = model.actor.distribution(th.as_tensor(obs))
+        expected = distribution.rsample(1)
+    assert np.allclose(samples, expected[0], atol=1e-4)
+    assert np.allclose(log_probs, distribution.sample_log_prob(expected)[0], atol=1e-4)
+    assert samples.dtype == log_probs.dtype == np.float32
+
+
+def test_numpy_follows_updates_in_place() -> None:
+    model = make()
+    _, actor = model._look_for_short_cuts()
+    model.train(3, 16)
+    assert model._look_for_short_cuts()[1] is actor
+    obs = np.stack([model.observation_space.sample() for _ in range(5)])
+    model._last_obs = obs
+    th.manual_seed(5)
+    samples, _ = model._policy_samples()
+    th.manual_seed(5)
+    with th.no_grad():
+        assert np.allclose(samples, model.actor.distribution(th.as_tensor(obs)).rsample(1)[0], atol=1e-5)
+
+
+def test_images_and_dictionaries_act_through_the_policy() -> None:
+    assert make({"observation": "dict"}, policy="MultiInputPolicy")._look_for_short_cuts() == (None, None)
+
+
+def test_an_actor_that_is_not_finite_is_an_error() -> None:
+    model = make()
+    with th.no_grad():
+        model.actor.mu.bias.fill_(float("nan"))
+    with pytest.raises(ValueError, match="the mean of the policy is not finite"):
+        model._policy_samples()
