@@ -20,7 +20,7 @@ class NumpyActor:
     """
 
     def __init__(self, actor: GaussianActor, mean: NumpyMLP) -> None:
-        self._min_std, self._mean = actor.min_std, mean
+        self._actor, self._mean = actor, mean
         self._log_std_bias = actor.log_std.bias.detach().numpy()
         weight = None if isinstance(actor.log_std, Scale) else actor.log_std.weight.detach().numpy()
         self._log_std_weight = weight
@@ -36,7 +36,7 @@ class NumpyActor:
         mean, log_std = outputs[-1], self._log_std_bias
         if self._log_std_weight is not None:
             log_std = outputs[-2] @ self._log_std_weight.T + log_std
-        std = self._min_std + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
+        std = self._actor.min_std + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
         noise: Float32Array = th.randn(mean.shape).numpy()
         samples = mean + std * noise
         log_probs = (-0.5 * noise * noise - np.log(std) - np.float32(LOG_SQRT_2_PI)).sum(axis=1)

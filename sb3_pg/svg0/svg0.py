@@ -280,6 +280,7 @@ class SVG0(OffPolicyBase):
         # The environments may be reset or replaced before the next step; a cut costs nothing but the look-ahead.
         assert self.replay_buffer is not None
         self.replay_buffer.cut()
+        self._looked_at = -1
         return super()._setup_learn(*args, **kwargs)
 
     @collects_with_quick_copies

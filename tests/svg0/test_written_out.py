@@ -208,6 +208,27 @@ def test_numpy_follows_updates_in_place() -> None:
         assert np.allclose(samples, model.actor.distribution(th.as_tensor(obs)).rsample(1)[0], atol=1e-5)
 
 
+def test_the_bound_of_the_noise_may_change_during_training() -> None:
+    model = make(policy_kwargs={"log_std_init": -20.0})
+    model._last_obs = np.stack([model.observation_space.sample() for _ in range(500)])
+    for min_std in (0.1, 2.0):
+        model.actor.min_std = min_std
+        means = model.actor.distribution(th.as_tensor(model._last_obs)).mean.detach().numpy()
+        samples, _ = model._policy_samples()
+        assert (samples - means).std() == pytest.approx(min_std, rel=0.2)
+
+
+def test_what_changes_between_two_trainings_is_seen_by_the_first_action() -> None:
+    model = make(gradient_steps=1)
+    model.learn(60, reset_num_timesteps=False)
+    seen: list[int] = []
+    hook = model.actor.mu.register_forward_hook(lambda *_: seen.append(1))
+    model.gradient_steps = 0
+    model.learn(2, reset_num_timesteps=False)
+    assert len(seen) == 1
+    hook.remove()
+
+
 def test_images_and_dictionaries_act_through_the_policy() -> None:
     assert make({"observation": "dict"}, policy="MultiInputPolicy")._look_for_short_cuts() == (None, None)
 
