@@ -426,8 +426,8 @@ class HERDDPG(OffPolicyBase, DDPG):
             return
         self.policy.set_training_mode(True)
         self._update_learning_rate([self.actor.optimizer, self.critic.optimizer])
-        with self._precision():
-            networks = self._networks(self.policy, self.bf16)
+        networks = self._networks(self.policy, self.bf16)
+        with self._precision(), th.set_grad_enabled(networks is None):
             records = [self._update(self._sample_batch(batch_size), networks) for _ in range(gradient_steps)]
         if self.target_update == "cycle":
             self._update_targets()
@@ -436,7 +436,7 @@ class HERDDPG(OffPolicyBase, DDPG):
 
     def _update(self, batch: _Batch, networks: written_out.Networks | None = None) -> th.Tensor:
         """
-        :param networks: with them the gradients are written out; ``None``: autograd computes them
+        :param networks: with them, and autograd switched off, the gradients are written out; ``None``: autograd computes them
         :return: critic loss, mean value and actor loss, ``[3]``
         """
         record = th.stack([*self._update_critic(batch, networks), self._update_actor(batch, networks)])
@@ -478,10 +478,9 @@ class HERDDPG(OffPolicyBase, DDPG):
             descend(self.critic.optimizer, loss, self._critic_parameters)
         else:
             assert isinstance(batch.inputs, th.Tensor)
-            with th.no_grad():
-                inputs = th.cat([batch.inputs, batch.actions], dim=1)
-                # Half of twice the mean.
-                loss, first_values = fit_critics(networks.critics, inputs, targets, th.full_like(targets, 2 / len(targets)))
+            inputs = th.cat([batch.inputs, batch.actions], dim=1)
+            # Half of twice the mean.
+            loss, first_values = fit_critics(networks.critics, inputs, targets, th.full_like(targets, 2 / len(targets)))
             take_step(self.critic.optimizer)
         return loss.detach(), first_values.detach().mean()
 
@@ -507,8 +506,7 @@ class HERDDPG(OffPolicyBase, DDPG):
             descend(self.actor.optimizer, loss, self._actor_parameters)
         else:
             assert isinstance(batch.inputs, th.Tensor)
-            with th.no_grad():
-                loss = written_out.differentiate_policy_loss(networks, batch.inputs, self.action_l2)
+            loss = written_out.differentiate_policy_loss(networks, batch.inputs, self.action_l2)
             take_step(self.actor.optimizer)
         return loss.detach()
 

@@ -371,10 +371,10 @@ class SVG0(OffPolicyBase):
         """
         optimizers = [self.actor.optimizer, self.critic.optimizer]
         self._update_learning_rate(optimizers + ([self.ent_coef_optimizer] if self.ent_coef_optimizer else []))
-        with self._precision():
-            networks = self._written_out()
-            if networks is None:
-                self.policy.set_training_mode(True)
+        networks = self._written_out()
+        if networks is None:
+            self.policy.set_training_mode(True)
+        with self._precision(), th.set_grad_enabled(networks is None):
             records = [self._update(self._next_batch(batch_size), networks) for _ in range(gradient_steps)]
         self._n_updates += gradient_steps
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -405,12 +405,12 @@ class SVG0(OffPolicyBase):
         """
         One step of each optimizer. Replay fits the critics first, as SAC and DDPG do; on-policy the policy goes first.
 
+        :param networks: with them, and autograd switched off, the gradients are written out; ``None``: autograd computes them
         :return: what to log, detached
         """
         if networks is not None:
             # All see the same features: computed once.
-            with th.no_grad():
-                observations, next_observations = map(self._features, (batch.observations, batch.next_observations))
+            observations, next_observations = map(self._features, (batch.observations, batch.next_observations))
             batch = batch._replace(observations=observations, next_observations=next_observations)
         draws = self._draw(batch, networks)
         record = {"std": draws.policy.stddev.detach().mean()}
@@ -437,10 +437,9 @@ class SVG0(OffPolicyBase):
         assert isinstance(batch.observations, th.Tensor) and isinstance(batch.next_observations, th.Tensor)
         # The targets come after the policy's step there.
         following = None if self.on_policy else batch.next_observations
-        with th.no_grad():
-            run = written_out.ActorRun(networks, batch.observations, self.n_action_samples, following)
-            log_prob = run.policy.log_prob(run.samples) if self.uses_entropy else None
-            return _Draws(run.policy, run.samples, log_prob, run)
+        run = written_out.ActorRun(networks, batch.observations, self.n_action_samples, following)
+        log_prob = run.policy.log_prob(run.samples) if self.uses_entropy else None
+        return _Draws(run.policy, run.samples, log_prob, run)
 
     def _update_ent_coef(self, log_prob: th.Tensor | None, weights: th.Tensor, record: dict[str, th.Tensor]) -> th.Tensor:
         """
@@ -449,9 +448,10 @@ class SVG0(OffPolicyBase):
         if self.log_ent_coef is None or log_prob is None:
             return self._fixed_ent_coef
         ent_coef = self.log_ent_coef.detach().exp()
-        loss = losses.temperature_loss(self.log_ent_coef, log_prob, self._target_entropy, weights)
         assert self.ent_coef_optimizer is not None
-        descend(self.ent_coef_optimizer, loss, [self.log_ent_coef])
+        with th.enable_grad():
+            loss = losses.temperature_loss(self.log_ent_coef, log_prob, self._target_entropy, weights)
+            descend(self.ent_coef_optimizer, loss, [self.log_ent_coef])
         record |= {"ent_coef": ent_coef.squeeze(), "ent_coef_loss": loss.detach()}
         return ent_coef
 
@@ -551,10 +551,9 @@ class SVG0(OffPolicyBase):
             loss = losses.critic_loss(q_values, targets, batch.weights)
             descend(self.critic.optimizer, loss, self._critic_parameters)
         else:
-            with th.no_grad():
-                assert isinstance(batch.observations, th.Tensor)
-                inputs = written_out.with_actions(batch.observations, actions[None])
-                loss, _ = fit_critics(networks.critics, inputs, targets[:, None], batch.weights[:, None])
+            assert isinstance(batch.observations, th.Tensor)
+            inputs = written_out.with_actions(batch.observations, actions[None])
+            loss, _ = fit_critics(networks.critics, inputs, targets[:, None], batch.weights[:, None])
             take_step(self.critic.optimizer)
         record["critic_loss"] = loss.detach()
 
@@ -570,11 +569,10 @@ class SVG0(OffPolicyBase):
             loss = self._actor_loss(batch, draws, ent_coef)
             descend(self.actor.optimizer, loss, self._actor_parameters)
         else:
-            with th.no_grad():
-                bonus = ent_coef if self.uses_entropy else None
-                assert isinstance(batch.observations, th.Tensor)
-                loss = written_out.differentiate_pathwise_loss(networks, draws.run, batch.observations, batch.weights, bonus)
-                loss = self._with_entropy(loss, batch, draws, ent_coef)
+            assert isinstance(batch.observations, th.Tensor)
+            bonus = ent_coef if self.uses_entropy else None
+            loss = written_out.differentiate_pathwise_loss(networks, draws.run, batch.observations, batch.weights, bonus)
+            loss = self._with_entropy(loss, batch, draws, ent_coef)
             take_step(self.actor.optimizer)
         record["actor_loss"] = loss.detach()
 

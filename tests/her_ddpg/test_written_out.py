@@ -97,6 +97,7 @@ def test_the_critic_gets_no_gradient_from_the_actors_loss() -> None:
     model = make()
     model.critic.optimizer.zero_grad()
     before = copy.deepcopy(model.critic.state_dict())
-    model._update_actor(model._sample_batch(8), model._networks(model.policy, False))
+    with th.no_grad():
+        model._update_actor(model._sample_batch(8), model._networks(model.policy, False))
     assert all(p.grad is None for p in model.critic.parameters())
     assert all(th.equal(before[key], value) for key, value in model.critic.state_dict().items())
