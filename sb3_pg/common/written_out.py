@@ -30,11 +30,12 @@ class Snapshot:
         self._contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
         self._attributes = [vars(each) for each in modules]
         self._parameters = list(module.parameters())
+        self._patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
         self._state = self._look()
 
     @property
     def watched(self) -> bool:
-        """Whether somebody had put hooks on a module or a parameter, or autocast was on."""
+        """Whether somebody had put hooks on a module or a parameter, or a method into a module, or autocast was on."""
         return bool(self._state[0])
 
     def holds(self) -> bool:
@@ -47,10 +48,10 @@ class Snapshot:
         parameters = self._parameters
         watched = any(self._hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
         return [
-            watched or th.is_autocast_enabled("cpu"),
+            watched or self._patched or th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda"),
             list(map(id, itertools.chain.from_iterable(map(dict.values, self._contents)))),
             list(map(type, self._modules)),
-            # Methods may be put into an instance.
+            # A method that is put into a module is one attribute more.
             list(map(len, self._attributes)),
             [(p.data_ptr(), p.requires_grad) for p in parameters],
         ]

@@ -154,13 +154,6 @@ class QNetworks(ContinuousCritic):
         super().__init__(*args, **kwargs)
         fuse_critics(self)
 
-    def features(self, obs: PyTorchObs) -> th.Tensor:
-        """
-        :param obs: observations ``[S, ...]``
-        :return: ``[S, F]``
-        """
-        return self.extract_features(obs, self.features_extractor)
-
     def values(self, obs: PyTorchObs, actions: th.Tensor, frozen: bool = False) -> th.Tensor:
         """
         :param obs: observations ``[S, ...]``
@@ -169,7 +162,7 @@ class QNetworks(ContinuousCritic):
         :return: ``[C, K, S]``, of each of the C critics
         """
         with th.set_grad_enabled(th.is_grad_enabled() and not frozen):
-            features = self.features(obs)
+            features = self.extract_features(obs, self.features_extractor)
         inputs = th.cat([features.expand(len(actions), *features.shape), actions], dim=-1)
         return th.stack([q_network(inputs, frozen).squeeze(-1) for q_network in self.q_networks])
 

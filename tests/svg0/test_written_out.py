@@ -133,6 +133,7 @@ EXCEPTIONS: dict[str, tuple[Options, Callable[[SVG0], object]]] = {
     "hook_of_the_target": ({}, lambda model: model.critic_target.register_forward_hook(lambda *_: None)),
     "frozen": ({}, frozen),
     "subclass": ({}, other_actor),
+    "method": ({}, lambda model: setattr(model.actor, "distribution", model.actor.distribution)),
 }
 
 
