@@ -28,19 +28,15 @@ MIN_ONEDNN_ROWS = 256
 MIN_ONEDNN = 64
 
 ALL = slice(None)
-# What oneDNN calls it.
-NO_ACTIVATION = "none"
 
 
 class _Activation(NamedTuple):
     """
-    :param name: oneDNN's; ``NO_ACTIVATION`` where that computes something a little different
     :param apply: the function, in place
     :param backward: writes the gradient with respect to its input into the third argument, from that with respect to its
         output, and the output
     """
 
-    name: str
     apply: Callable[[th.Tensor], th.Tensor]
     backward: Callable[[th.Tensor, th.Tensor, th.Tensor], object]
 
@@ -58,8 +54,8 @@ def _tanh_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) ->
 
 
 _ACTIVATIONS: dict[type[nn.Module], _Activation] = {
-    nn.ReLU: _Activation("relu", th.relu_, _relu_backward),
-    nn.Tanh: _Activation(NO_ACTIVATION, th.tanh_, _tanh_backward),
+    nn.ReLU: _Activation(th.relu_, _relu_backward),
+    nn.Tanh: _Activation(th.tanh_, _tanh_backward),
 }
 
 
@@ -235,7 +231,7 @@ def _run(x: th.Tensor, layers: Layers) -> tuple[list[th.Tensor], Sequence[th.Ten
         own layer
     """
     # All this is written without further functions: once the products have swept the caches, each costs microseconds.
-    weights, biases, reduced, onednn = layers.weights, layers.biases, layers.reduced, _onednn_for(x)
+    weights, biases, reduced, onednn = layers.weights, layers.biases, layers.reduced, _onednn_for(x, layers)
     if reduced:
         weights = [_cast(weight, _precision(weight)) for weight in weights]
         biases = [_cast(bias, weight.dtype) for bias, weight in zip(biases, weights, strict=True)]
@@ -243,13 +239,9 @@ def _run(x: th.Tensor, layers: Layers) -> tuple[list[th.Tensor], Sequence[th.Ten
     for weight, bias, activation, large in zip(weights, biases, layers.activations, layers.large, strict=True):
         if reduced:
             outputs[-1] = x = _cast(x, weight.dtype)
-        name = NO_ACTIVATION
-        if onednn is None or not large:
-            x = F.linear(x, weight, bias)
-        else:
-            name = NO_ACTIVATION if activation is None else activation.name
-            x = onednn(x, weight, bias, name, [], "")
-        if activation is not None and name == NO_ACTIVATION:
+        # Without its ReLU, which makes NaN zero: what is not finite must be seen in the end.
+        x = F.linear(x, weight, bias) if onednn is None or not large else onednn(x, weight, bias, "none", [], "")
+        if activation is not None:
             activation.apply(x)
         outputs.append(x)
     return outputs, weights
@@ -276,7 +268,7 @@ def _go_back(
     if n_rows < outputs[0].shape[0]:
         outputs = [output[:n_rows] for output in outputs]
     of_weights: list[th.Tensor | None] = [None] * n_layers
-    of_biases, onednn = of_weights.copy(), _onednn_for(gradient)
+    of_biases, onednn = of_weights.copy(), _onednn_for(gradient, layers)
     for i in range(n_layers - 1, -1, -1):
         activation, weight, x = layers.activations[i], weights[i], outputs[i]
         if reduced:
@@ -294,7 +286,7 @@ def _go_back(
         if i == 0:
             break
         if onednn is not None and layers.large[i]:
-            gradient = onednn(gradient, weight.t(), None, NO_ACTIVATION, [], "")
+            gradient = onednn(gradient, weight.t(), None, "none", [], "")
         else:
             gradient = _product(gradient, weight)
     if columns is None:
@@ -312,25 +304,27 @@ def _cast(x: th.Tensor, dtype: th.dtype) -> th.Tensor:
     return x if x.dtype is dtype else x.to(dtype)
 
 
-def _onednn_for(x: th.Tensor) -> Callable[..., th.Tensor] | None:
+def _onednn_for(x: th.Tensor, layers: Layers) -> Callable[..., th.Tensor] | None:
     """oneDNN's linear layer, where it is the faster one for large layers."""
     suits = x.shape[0] >= MIN_ONEDNN_ROWS and x.device.type == "cpu" and th.backends.mkldnn.enabled
-    return _onednn_linear() if suits else None
+    return _onednn_linear(th.bfloat16 if layers.reduced else th.float32) if suits else None
 
 
 @functools.cache
-def _onednn_linear() -> Callable[..., th.Tensor] | None:
+def _onednn_linear(dtype: th.dtype) -> Callable[..., th.Tensor] | None:
     """
-    The linear layer that ``torch.compile`` uses on processors: a tenth faster than the BLAS, and bias and ReLU cost nothing.
-    torch may change or drop it, so it is tried first.
+    The linear layer that ``torch.compile`` uses on processors: a tenth faster than the BLAS, and the bias costs nothing. torch
+    may change or drop it, and not every processor has it in every precision, so it is tried first.
 
-    :return: function of input, weight, bias, name of the activation, and two arguments that ReLU does not need; ``None`` if
-        there is none, or it computes something else
+    :param dtype: precision
+    :return: function of input, weight, bias, name of an activation, and two arguments that none needs; ``None`` if there is
+        none, or it computes something else
     """
-    x, weight, bias = th.linspace(-1, 1, 3 * 64).view(3, 64), th.linspace(-1, 1, 64 * 64).view(64, 64), th.linspace(-1, 1, 64)
+    x, weight, bias = (th.linspace(-1, 1, n).to(dtype) for n in (3 * 64, 64 * 64, 64))
+    x, weight = x.view(3, 64), weight.view(64, 64)
     try:
         linear: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise.default
-        same = th.allclose(linear(x, weight, bias, "relu", [], ""), th.relu(x @ weight.t() + bias), atol=1e-4)
+        same = th.allclose(linear(x, weight, bias, "none", [], ""), F.linear(x, weight, bias), rtol=0.02, atol=1e-4)
     except (AttributeError, RuntimeError, TypeError):
         return None
     return linear if same else None

@@ -14,18 +14,16 @@ class _Plan(NamedTuple):
     """
     The tensors of an optimizer, looked up once.
 
-    :param state: the optimizer's own dictionary of all, which is another one after ``load_state_dict()``
-    :param first: in it, that of the first parameter
     :param parameters: all of them
+    :param states: the optimizer's own dictionary of each, which is another one after ``load_state_dict()``
     :param averages: of the gradients
     :param squares: averages of their squares
     :param counts: how many steps each parameter has taken, ``[P]``
     :param steps: its elements, which the states hold: counting up P tensors takes as long as the arithmetic
     """
 
-    state: dict[th.Tensor, Any]
-    first: dict[str, th.Tensor]
     parameters: list[th.Tensor]
+    states: list[dict[str, th.Tensor]]
     averages: list[th.Tensor]
     squares: list[th.Tensor]
     counts: th.Tensor
@@ -75,25 +73,24 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
     if watched or not group["fused"] or any(_unusual(group)) or not isinstance(group["lr"], float):
         return None
     plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
-    state, parameters = optimizer.state, group["params"]
-    known = plan is not None and state is plan.state and len(state) == len(parameters) == len(plan.parameters)
-    if plan is None or not known or state[parameters[0]] is not plan.first:
-        plan = _make_plan(list(parameters), state)
+    parameters = group["params"]
+    states = list(map(optimizer.state.get, parameters))
+    if plan is None or len(states) != len(plan.states) or not all(map(operator.is_, states, plan.states)):
+        plan = _make_plan(list(parameters), states)
         vars(optimizer)["_sb3_pg_plan"] = plan
     return plan
 
 
-def _make_plan(parameters: list[th.Tensor], state: dict[th.Tensor, Any]) -> _Plan | None:
+def _make_plan(parameters: list[th.Tensor], states: list[Any]) -> _Plan | None:
     """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
-    states = [state.get(parameter) for parameter in parameters]
     if not all(states) or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
         return None
-    averages, squares, steps = ([own[name] for own in states] for name in ("exp_avg", "exp_avg_sq", "step"))  # type: ignore[index]  # none is None
+    averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
     counts = th.stack(steps)
     steps = list(counts)
-    for own, step in zip(states, steps, strict=True):
-        own["step"] = step  # type: ignore[index]  # likewise
-    return _Plan(state, states[0], parameters, averages, squares, counts, steps)  # type: ignore[arg-type]  # likewise
+    for state, step in zip(states, steps, strict=True):
+        state["step"] = step
+    return _Plan(parameters, states, averages, squares, counts, steps)
 
 
 def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

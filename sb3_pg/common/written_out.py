@@ -11,10 +11,12 @@ from typing import Any, Generic, TypeVar
 
 import torch as th
 from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers, Pass
 
 T = TypeVar("T")
+_STACKS = (FusedMLP, FusedLinear)
 
 
 class Snapshot:
@@ -46,9 +48,16 @@ class Snapshot:
 
     def _look(self) -> list[object]:
         parameters = self._parameters
-        watched = any(self._hooks) or any(p._backward_hooks or p._post_accumulate_grad_hooks for p in parameters)
+        watched = (
+            self._patched
+            or any(self._hooks)
+            or any(map(_hooks_of_parameter, parameters))
+            or _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch
+            or th.is_autocast_enabled("cpu")
+            or th.is_autocast_enabled("cuda")
+        )
         return [
-            watched or self._patched or th.is_autocast_enabled("cpu") or th.is_autocast_enabled("cuda"),
+            watched,
             list(map(id, itertools.chain.from_iterable(map(dict.values, self._contents)))),
             list(map(type, self._modules)),
             # A method that is put into a module is one attribute more.
@@ -68,8 +77,11 @@ class Remembered(Generic[T]):
         self._function = function
         self._key: tuple[object, ...] = ()
         self._snapshot: Snapshot | None = None
-        #: Of the latest call.
-        self.result: T | None = None
+        self._result: T | None = None
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Copies and files begin anew, with their own modules.
+        return type(self), (self._function,)
 
     def __call__(self, module: nn.Module, *arguments: object) -> T | None:
         """
@@ -79,8 +91,12 @@ class Remembered(Generic[T]):
         """
         if self._snapshot is None or self._key != (id(module), *arguments) or not self._snapshot.holds():
             self._key, self._snapshot = (id(module), *arguments), Snapshot(module)
-            self.result = None if self._snapshot.watched else self._function(module, *arguments)
-        return self.result
+            self._result = None if self._snapshot.watched else self._function(module, *arguments)
+        return self._result
+
+
+def _hooks_of_parameter(parameter: nn.Parameter) -> bool:
+    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
@@ -90,17 +106,18 @@ def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:
 def layers_of(stacks: Iterable[nn.Module], reduced: bool = False, trained: bool = True) -> list[Layers] | None:
     """
     :param stacks: networks
-    :param reduced: whether the products of large layers are in bfloat16
+    :param reduced: whether the products of large layers of an MLP are in bfloat16
     :param trained: whether their gradients will be asked for
     :return: what each network computes; ``None`` if one is no stack of linear layers, is frozen though it should be trained,
         or somebody watches it
     """
     found: list[Layers] = []
     for stack in stacks:
-        layers = stack.layers() if isinstance(stack, (FusedMLP, FusedLinear)) else None
+        # Subclasses may compute something else.
+        layers = stack.layers() if isinstance(stack, (FusedMLP, FusedLinear)) and type(stack) in _STACKS else None
         if layers is None or not all(p.dtype is th.float32 and p.requires_grad >= trained for p in layers.parameters):
             return None
-        layers.reduced = reduced
+        layers.reduced = reduced and isinstance(stack, FusedMLP)
         found.append(layers)
     return found
 

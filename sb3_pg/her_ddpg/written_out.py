@@ -34,7 +34,11 @@ def networks_of(policy: MultiInputPolicy, reduced: bool) -> Networks | None:
     actor, critic = policy.actor, policy.critic
     extractors: tuple[nn.Module, ...] = (actor.features_extractor, critic.features_extractor)
     targets = (policy.actor_target, policy.critic_target)
-    standard = type(actor) is type(targets[0]) is GoalActor and type(critic) is type(targets[1]) is GoalCritic
+    standard = (
+        type(actor) is type(targets[0]) is GoalActor
+        and type(critic) is type(targets[1]) is GoalCritic
+        and type(policy).prepare is MultiInputPolicy.prepare
+    )
     if not standard or any(True for extractor in extractors for _ in extractor.parameters()):
         return None
     layers = layers_of([actor.mu, *critic.q_networks], reduced)

@@ -3,10 +3,12 @@
 import numpy as np
 import torch as th
 from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg.common.distributions import LOG_SQRT_2_PI
+from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP
 from sb3_pg.common.numpy_networks import Array, Float32Array, NumpyMLP, flatten_observations, numpy_mlp
 from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, Scale, SVG0Policy
 
@@ -36,7 +38,7 @@ class NumpyActor:
         mean, log_std = outputs[-1], self._log_std_bias
         if self._log_std_weight is not None:
             log_std = outputs[-2] @ self._log_std_weight.T + log_std
-        std = self._actor.min_std + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
+        std = float(self._actor.min_std) + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
         noise: Float32Array = th.randn(mean.shape).numpy()
         samples = mean + std * noise
         log_probs = (-0.5 * noise * noise - np.log(std) - np.float32(LOG_SQRT_2_PI)).sum(axis=1)
@@ -53,6 +55,10 @@ def numpy_actor(policy: SVG0Policy) -> NumpyActor | None:
     standard = (
         policy.device.type == "cpu"
         and type(actor) is GaussianActor
+        and type(actor.latent_pi) is FusedMLP
+        and type(actor.mu) is FusedLinear
+        and type(actor.log_std) in (FusedLinear, Scale)
+        and type(policy).obs_to_tensor is BasePolicy.obs_to_tensor
         and isinstance(space, spaces.Box)
         and not is_image_space(space)
         and type(actor.features_extractor) is FlattenExtractor

@@ -237,7 +237,6 @@ class SVG0(OffPolicyBase):
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
-        self._looked_at = -1
         # One-hot vectors, or numbers of each category.
         self._is_encoded = not isinstance(self.observation_space, spaces.Box)
         self._short_cuts = Remembered(_short_cuts_of)
@@ -280,7 +279,6 @@ class SVG0(OffPolicyBase):
         # The environments may be reset or replaced before the next step; a cut costs nothing but the look-ahead.
         assert self.replay_buffer is not None
         self.replay_buffer.cut()
-        self._looked_at = -1
         return super()._setup_learn(*args, **kwargs)
 
     @collects_with_quick_copies
@@ -336,9 +334,7 @@ class SVG0(OffPolicyBase):
     def _policy_samples(self) -> tuple[FloatArray, FloatArray]:
         """Samples of the policy ``[N, A]``, and their log-density ``[N]``."""
         assert self._last_obs is not None
-        # Right after an update nothing has changed since it looked.
-        just_looked = self._short_cuts.result if self._looked_at == self.num_timesteps else None
-        _, actor = just_looked or self._look_for_short_cuts()
+        _, actor = self._look_for_short_cuts()
         if actor is not None:
             assert isinstance(self._last_obs, np.ndarray)
             samples, log_probs = actor.sample(self._last_obs)
@@ -394,7 +390,6 @@ class SVG0(OffPolicyBase):
         return self.replay_buffer.sample_segments(batch_size // length, length, self._vec_normalize_env)
 
     def _look_for_short_cuts(self) -> tuple[written_out.Networks | None, NumpyActor | None]:
-        self._looked_at = self.num_timesteps
         return self._short_cuts(self.policy, self.bf16) or (None, None)
 
     def _written_out(self) -> written_out.Networks | None:
@@ -520,7 +515,7 @@ class SVG0(OffPolicyBase):
             rewards = rewards + np.float32(self.gamma) * arrays[1] * ~batch.terminated
         if corrected:
             ratios = _importance_ratios(arrays[-1], batch.log_probs)
-            record["importance_ratio"] = th.as_tensor(np.minimum(ratios, 1).mean())
+            record["importance_ratio"] = th.as_tensor(np.minimum(ratios, 1).mean(), device=self.device)
             targets = returns.retrace_returns(rewards, arrays[-2], arrays[0], ratios, *ends, self.gamma, self.td_lambda)
         else:
             targets = returns.lambda_returns(rewards, arrays[0], *ends, self.gamma, self.td_lambda)
@@ -565,11 +560,11 @@ class SVG0(OffPolicyBase):
         record: dict[str, th.Tensor],
         networks: written_out.Networks | None = None,
     ) -> None:
-        if networks is None or draws.run is None:
+        if networks is None:
             loss = self._actor_loss(batch, draws, ent_coef)
             descend(self.actor.optimizer, loss, self._actor_parameters)
         else:
-            assert isinstance(batch.observations, th.Tensor)
+            assert isinstance(batch.observations, th.Tensor) and draws.run is not None
             bonus = ent_coef if self.uses_entropy else None
             loss = written_out.differentiate_pathwise_loss(networks, draws.run, batch.observations, batch.weights, bonus)
             loss = self._with_entropy(loss, batch, draws, ent_coef)
@@ -649,7 +644,7 @@ class SVG0(OffPolicyBase):
 
     def _excluded_save_params(self) -> list[str]:
         networks = ["actor", "critic", "critic_target", "_actor_parameters", "_critic_parameters", "_averaged", "_copied"]
-        derived = ["_short_cuts", "_looked_at", "_fixed_ent_coef", "_log_probs"]
+        derived = ["_short_cuts", "_fixed_ent_coef", "_log_probs"]
         return [*super()._excluded_save_params(), *networks, *derived]
 
     def _get_torch_save_params(self) -> tuple[list[str], list[str]]:

@@ -6,7 +6,7 @@ import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg.common.distributions import GaussianActions
-from sb3_pg.common.fused_mlp import ALL, Layers, Pass
+from sb3_pg.common.fused_mlp import ALL, FusedLinear, Layers, Pass
 from sb3_pg.common.optimizers import set_gradient
 from sb3_pg.common.written_out import layers_of, lowest_value_gradient
 from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, QNetworks, Scale, SVG0Policy
@@ -44,6 +44,7 @@ def networks_of(policy: SVG0Policy, reduced: bool) -> Networks | None:
         and type(critic) is type(policy.critic_target) is QNetworks
         and type(actor.features_extractor) is type(critic.features_extractor) is FlattenExtractor
         and actor.off_diagonal is None
+        and type(actor.log_std) in (FusedLinear, Scale)
         and all(parameter.requires_grad for parameter in actor.log_std.parameters())
     )
     layers = layers_of([actor.latent_pi, *heads, *critic.q_networks], reduced) if standard else None

@@ -197,7 +197,7 @@ def test_large_products_are_the_same(
 ) -> None:
     th.manual_seed(0)
     calls: list[int] = []
-    linear = fused_mlp._onednn_linear()
+    linear = fused_mlp._onednn_linear(th.float32)
 
     def counted(*args: Any) -> th.Tensor:
         calls.append(1)
@@ -205,7 +205,7 @@ def test_large_products_are_the_same(
         return linear(*args)
 
     usable = available and linear is not None
-    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda: counted if usable else None)
+    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda _: counted if usable else None)
     network = stack([MIN_ONEDNN, MIN_ONEDNN + 7, 90, MIN_ONEDNN], activation, last)
     x, cotangent = th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN, requires_grad=True), th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN)
     for ours, theirs in zip(*both_ways(network, x, cotangent), strict=True):
@@ -216,7 +216,7 @@ def test_large_products_are_the_same(
 
 @pytest.mark.filterwarnings("ignore:TF32")  # which torch says of its own default
 def test_small_products_and_those_of_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda: pytest.fail("called"))
+    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda _: pytest.fail("called"))
     network = stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
     network(th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
     with th.backends.mkldnn.flags(enabled=False):
@@ -239,7 +239,42 @@ def test_an_operation_that_changed_is_not_used(kind: str, monkeypatch: pytest.Mo
         namespace._linear_pointwise = Namespace()
         namespace._linear_pointwise.default = default if kind == "wrong" else raising
     monkeypatch.setattr(th.ops, "mkldnn", namespace)
-    assert fused_mlp._onednn_linear.__wrapped__() is None
+    assert fused_mlp._onednn_linear.__wrapped__(th.float32) is None
+
+
+def test_a_processor_without_bfloat16_in_onednn_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
+    real = th.ops.mkldnn._linear_pointwise.default
+
+    def linear(x: th.Tensor, *args: Any) -> Any:
+        if x.dtype == th.bfloat16:
+            raise RuntimeError("could not create a primitive descriptor")
+        return real(x, *args)
+
+    monkeypatch.setattr(th.ops.mkldnn._linear_pointwise, "default", linear)
+    fused_mlp._onednn_linear.cache_clear()
+    try:
+        network = stack([MIN_ONEDNN, MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
+        x = th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN, requires_grad=True)
+        with reduced_precision(network):
+            network(x).sum().backward()
+        assert fused_mlp._onednn_linear(th.bfloat16) is None
+    finally:
+        fused_mlp._onednn_linear.cache_clear()
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+@pytest.mark.parametrize("n_rows", [10, MIN_ONEDNN_ROWS])
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_what_is_not_finite_stays_so(reduced: bool, n_rows: int, bad: float) -> None:
+    network = stack([4, 64, 64, 1], nn.ReLU)
+    x = th.randn(n_rows, 4)
+    x[3, 2] = bad
+    with reduced_precision(network) if reduced else nullcontext():
+        assert not network(x)[3].isfinite()
+    with th.no_grad():
+        next(network[2].parameters())[5, 7] = float("nan")
+        with reduced_precision(network) if reduced else nullcontext():
+            assert not network(th.randn(n_rows, 4)).isfinite().any()
 
 
 # ---- reduced precision -----------------------------------------------------------------------------------------------------

@@ -106,6 +106,17 @@ def test_a_state_that_was_cleared_starts_anew() -> None:
     assert equal(pair[0][0], pair[1][0])
 
 
+def test_the_state_of_one_parameter_may_be_replaced() -> None:
+    pair = twins(adam())
+    run(pair, range(3))
+    for module, optimizer, _ in pair:
+        state = optimizer.state[list(module.parameters())[2]]
+        optimizer.state[list(module.parameters())[2]] = {name: th.zeros_like(value) for name, value in state.items()}
+    run(pair, range(3, 6))
+    assert equal(pair[0][0], pair[1][0])
+    assert [state["step"].item() for state in pair[0][1].state.values()] == [6, 6, 3, 6]
+
+
 def test_the_learning_rate_may_change() -> None:
     pair = twins(adam())
     run(pair, range(3))

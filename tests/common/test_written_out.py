@@ -1,6 +1,7 @@
 """Gradients that are written out against autograd's, and noticing when a network has changed."""
 
 import copy
+import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -87,6 +88,10 @@ def test_equal_critics_share_the_gradient() -> None:
     assert th.allclose(together, alone, atol=1e-6)
 
 
+class OtherMLP(FusedMLP):
+    """Of a user."""
+
+
 @pytest.mark.parametrize(
     "make",
     [
@@ -96,11 +101,18 @@ def test_equal_critics_share_the_gradient() -> None:
         lambda: FusedMLP(nn.Linear(3, 4)).double(),
         lambda: FusedMLP(nn.Linear(3, 4)).requires_grad_(False),
         lambda: FusedLinear(3, 4).double(),
+        lambda: OtherMLP(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)),
     ],
-    ids=["sequential", "elu", "empty", "double", "frozen", "double_layer"],
+    ids=["sequential", "elu", "empty", "double", "frozen", "double_layer", "subclass"],
 )
 def test_other_networks_have_no_layers(make: Any) -> None:
     assert layers_of([FusedLinear(2, 2), make()]) is None
+
+
+def test_single_layers_are_never_reduced() -> None:
+    found = layers_of([FusedMLP(nn.Linear(99, 99)), FusedLinear(99, 99)], reduced=True)
+    assert found is not None
+    assert [each.reduced for each in found] == [True, False]
 
 
 def test_targets_may_be_frozen() -> None:
@@ -181,17 +193,32 @@ def test_a_result_is_remembered_until_something_changes() -> None:
         return len(calls)
 
     remembered, network = Remembered(function), nn.Linear(3, 4)
-    assert [remembered(network, 7), remembered(network, 7), remembered.result] == [1, 1, 1]
+    assert [remembered(network, 7), remembered(network, 7)] == [1, 1]
     assert [remembered(network, 8), remembered(nn.Linear(3, 4), 8), remembered(network, 8)] == [2, 3, 4]
     hook = network.register_forward_hook(lambda *_: None)
-    assert remembered(network, 8) is remembered.result is None
+    assert remembered(network, 8) is None
     assert len(calls) == 4
     hook.remove()
     assert remembered(network, 8) == 5
 
 
-def test_a_copy_looks_at_its_own_module() -> None:
-    pair: dict[str, Any] = {"module": nn.Linear(3, 4), "remembered": Remembered(lambda module: module)}
-    assert pair["remembered"](pair["module"]) is pair["module"]
-    other: dict[str, Any] = copy.deepcopy(pair)
-    assert other["remembered"](other["module"]) is other["module"]
+def itself(module: nn.Module) -> tuple[nn.Module, Callable[[], int]]:
+    """Something that cannot be pickled beside it."""
+    return module, lambda: 1
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"])
+def test_a_copy_looks_at_its_own_module(duplicate: Callable[[Any], Any]) -> None:
+    pair: dict[str, Any] = {"module": nn.Linear(3, 4), "remembered": Remembered(itself)}
+    assert pair["remembered"](pair["module"])[0] is pair["module"]
+    other = duplicate(pair)
+    assert other["remembered"](other["module"])[0] is other["module"] is not pair["module"]
+
+
+def test_global_hooks_are_hooks() -> None:
+    network = nn.Linear(3, 4)
+    snapshot = Snapshot(network)
+    hook = nn.modules.module.register_module_forward_hook(lambda *_: None)
+    assert not snapshot.holds()
+    hook.remove()
+    assert snapshot.holds()

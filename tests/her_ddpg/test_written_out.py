@@ -101,3 +101,12 @@ def test_the_critic_gets_no_gradient_from_the_actors_loss() -> None:
         model._update_actor(model._sample_batch(8), model._networks(model.policy, False))
     assert all(p.grad is None for p in model.critic.parameters())
     assert all(th.equal(before[key], value) for key, value in model.critic.state_dict().items())
+
+
+@pytest.mark.parametrize("n_rows", [16, 300])
+def test_a_critic_that_is_not_finite_is_an_error(n_rows: int) -> None:
+    model = make({"net_arch": [64, 64]})
+    with th.no_grad():
+        list(model.critic.parameters())[2][3, 4] = float("nan")
+    with pytest.raises(ValueError, match="critic loss is not finite"):
+        model.train(1, n_rows)

@@ -9,11 +9,14 @@ import numpy as np
 import pytest
 import torch as th
 from envs import MatchEnv
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import SVG0
+from sb3_pg.common.fused_mlp import FusedMLP
+from sb3_pg.svg0 import MlpPolicy
 from sb3_pg.svg0.policies import GaussianActor
 
 Options = dict[str, Any]
@@ -219,15 +222,83 @@ def test_the_bound_of_the_noise_may_change_during_training() -> None:
         assert (samples - means).std() == pytest.approx(min_std, rel=0.2)
 
 
-def test_what_changes_between_two_trainings_is_seen_by_the_first_action() -> None:
-    model = make(gradient_steps=1)
-    model.learn(60, reset_num_timesteps=False)
-    seen: list[int] = []
-    hook = model.actor.mu.register_forward_hook(lambda *_: seen.append(1))
-    model.gradient_steps = 0
-    model.learn(2, reset_num_timesteps=False)
-    assert len(seen) == 1
-    hook.remove()
+class Replacing(BaseCallback):
+    """Gives the actor another bias, in other memory, before each rollout, and its own back after it."""
+
+    def _on_rollout_start(self) -> None:
+        assert isinstance(self.model, SVG0)
+        self.own = self.model.actor.mu.bias.data
+        self.model.actor.mu.bias.data = th.full_like(self.own, 50.0)
+
+    def _on_step(self) -> bool:
+        return True
+
+    def _on_rollout_end(self) -> None:
+        assert isinstance(self.model, SVG0)
+        self.model.actor.mu.bias.data = self.own
+
+
+def test_what_a_callback_changes_between_update_and_action_counts() -> None:
+    model = make(gradient_steps=1, squash_output=False)
+    model.learn(40, callback=Replacing(), reset_num_timesteps=False)
+    assert model.replay_buffer is not None
+    latest = model.replay_buffer.actions[model.replay_buffer.pos - 10 : model.replay_buffer.pos]
+    assert latest.min() > 30
+
+
+@pytest.mark.parametrize("n_rows", [32, 300])
+def test_a_critic_that_is_not_finite_is_an_error(n_rows: int) -> None:
+    model = make(policy_kwargs={"net_arch": [64, 64]}, td_lambda=0.0)
+    with th.no_grad():
+        list(model.critic.parameters())[2][3, 4] = float("nan")
+    with pytest.raises(ValueError, match="critic_loss is not finite"):
+        model.train(1, n_rows)
+
+
+def test_standard_deviations_stay_float32_whatever_their_bound_is() -> None:
+    model = make()
+    model.actor.min_std = np.float64(0.1)  # as somebody's schedule may say
+    model._last_obs = np.stack([model.observation_space.sample() for _ in range(5)])
+    assert model._policy_samples()[0].dtype == np.float32
+
+
+class OtherMLP(FusedMLP):
+    """Of a user."""
+
+    def forward(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
+        return super().forward(x, frozen) + 70
+
+
+class OtherPolicy(MlpPolicy):
+    """Of a user."""
+
+    def obs_to_tensor(self, observation: Any) -> Any:
+        return super().obs_to_tensor(observation + 70)
+
+
+def other_network(model: SVG0) -> None:
+    model.actor.latent_pi = OtherMLP(*model.actor.latent_pi)
+
+
+def other_spread(model: SVG0) -> None:
+    model.actor.log_std = th.nn.Sequential(model.actor.log_std, th.nn.Tanh())  # type: ignore[assignment]  # as people do
+
+
+@pytest.mark.parametrize("change", [other_network, other_spread])
+def test_other_parts_of_the_actor_act_by_themselves(change: Callable[[SVG0], object]) -> None:
+    model = make()
+    change(model)
+    assert model._look_for_short_cuts() == (None, None)
+    model._last_obs = np.stack([model.observation_space.sample() for _ in range(300)])
+    with th.no_grad():
+        mean = model.actor.distribution(th.as_tensor(model._last_obs)).mean
+    # Noise of 300 draws with standard deviations of at most e^2.
+    assert np.abs((model._policy_samples()[0] - mean.numpy()).mean(axis=0)).max() < 3
+
+
+def test_a_policy_that_sees_other_observations_acts_by_itself() -> None:
+    model = make(policy=OtherPolicy)
+    assert model._look_for_short_cuts()[1] is None
 
 
 def test_images_and_dictionaries_act_through_the_policy() -> None:
