@@ -6,6 +6,7 @@ and two layers of 256 units the graph takes a quarter of an update's time.
 """
 
 import itertools
+import operator
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Generic, TypeVar
 
@@ -17,6 +18,10 @@ from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers, Pass
 
 T = TypeVar("T")
 _STACKS = (FusedMLP, FusedLinear)
+_address = th.Tensor.data_ptr
+_is_trained = operator.attrgetter("requires_grad")
+_backward_hooks = operator.attrgetter("_backward_hooks")
+_accumulation_hooks = operator.attrgetter("_post_accumulate_grad_hooks")
 
 
 class Snapshot:
@@ -28,42 +33,47 @@ class Snapshot:
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())
+        self._parameters = list(module.parameters())
         self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
         self._contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
         self._attributes = [vars(each) for each in modules]
-        self._parameters = list(module.parameters())
-        self._patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
-        self._state = self._look()
-
-    @property
-    def watched(self) -> bool:
-        """Whether somebody had put hooks on a module or a parameter, or a method into a module, or autocast was on."""
-        return bool(self._state[0])
+        self._has_hooks = self._look_for_hooks()
+        patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
+        #: Whether somebody had put hooks on a module or a parameter, or a method into a module, or autocast was on.
+        self.watched = patched or self._has_hooks
+        self._parts, self._types = self._list_parts(), list(map(type, modules))
+        self._n_attributes = list(map(len, self._attributes))
+        self._addresses, self._trained = list(map(_address, self._parameters)), list(map(_is_trained, self._parameters))
 
     def holds(self) -> bool:
         """
         :return: whether no module or parameter has been replaced, moved, frozen or watched since
         """
-        return self._look() == self._state
+        # Loops in C throughout: this runs for every action and every update.
+        parts = self._list_parts()
+        return (
+            self._look_for_hooks() == self._has_hooks
+            and len(parts) == len(self._parts)
+            and all(map(operator.is_, parts, self._parts))
+            and all(map(operator.is_, map(type, self._modules), self._types))
+            # A method that is put into a module is one attribute more.
+            and list(map(len, self._attributes)) == self._n_attributes
+            and list(map(_address, self._parameters)) == self._addresses
+            and list(map(_is_trained, self._parameters)) == self._trained
+        )
 
-    def _look(self) -> list[object]:
-        parameters = self._parameters
-        watched = (
-            self._patched
-            or any(self._hooks)
-            or any(map(_hooks_of_parameter, parameters))
+    def _look_for_hooks(self) -> bool:
+        return (
+            any(self._hooks)
+            or any(map(_backward_hooks, self._parameters))
+            or any(map(_accumulation_hooks, self._parameters))
             or _has_any_global_hook()  # type: ignore[no-untyped-call]  # torch
             or th.is_autocast_enabled("cpu")
             or th.is_autocast_enabled("cuda")
         )
-        return [
-            watched,
-            list(map(id, itertools.chain.from_iterable(map(dict.values, self._contents)))),
-            list(map(type, self._modules)),
-            # A method that is put into a module is one attribute more.
-            list(map(len, self._attributes)),
-            [(p.data_ptr(), p.requires_grad) for p in parameters],
-        ]
+
+    def _list_parts(self) -> list[object]:
+        return list(itertools.chain.from_iterable(map(dict.values, self._contents)))
 
 
 class Remembered(Generic[T]):
@@ -93,10 +103,6 @@ class Remembered(Generic[T]):
             self._key, self._snapshot = (id(module), *arguments), Snapshot(module)
             self._result = None if self._snapshot.watched else self._function(module, *arguments)
         return self._result
-
-
-def _hooks_of_parameter(parameter: nn.Parameter) -> bool:
-    return bool(parameter._backward_hooks or parameter._post_accumulate_grad_hooks)
 
 
 def _hooks_of(module: nn.Module) -> tuple[dict[int, Any], ...]:

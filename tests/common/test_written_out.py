@@ -197,6 +197,11 @@ def test_a_result_is_remembered_until_something_changes() -> None:
     assert [remembered(network, 8), remembered(nn.Linear(3, 4), 8), remembered(network, 8)] == [2, 3, 4]
     hook = network.register_forward_hook(lambda *_: None)
     assert remembered(network, 8) is None
+    watched = remembered._snapshot
+    assert watched is not None
+    assert watched.watched
+    assert remembered(network, 8) is None
+    assert remembered._snapshot is watched
     assert len(calls) == 4
     hook.remove()
     assert remembered(network, 8) == 5
