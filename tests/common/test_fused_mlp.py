@@ -215,12 +215,16 @@ def test_large_products_are_the_same(
 
 
 @pytest.mark.filterwarnings("ignore:TF32")  # which torch says of its own default
-def test_small_products_and_those_of_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda _: pytest.fail("called"))
+def test_small_products_and_those_of_users_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[th.dtype] = []
+    monkeypatch.setattr(fused_mlp, "_onednn_linear", asked.append)
     network = stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
     network(th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
     with th.backends.mkldnn.flags(enabled=False):
         network(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+    assert asked == []
+    network(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+    assert asked == [th.float32]
 
 
 @pytest.mark.parametrize("kind", ["missing", "wrong", "other_arguments"])
