@@ -4,7 +4,7 @@ Draw learning curves of the fast paths beside those of plain PyTorch, and of upd
     python scripts/plot_fast_paths.py --seeds 5 --output docs/images/fast_paths.png
 
 The plain trainings are watched by hooks that do nothing, which closes every short cut: gradients are autograd's, actions come
-from distribution objects, optimizers make torch's own steps. It takes about half an hour of one core.
+from distribution objects, optimizers make torch's own steps. It takes about 20 minutes of one core.
 """
 
 import argparse

@@ -118,7 +118,25 @@ class FusedMLP(nn.Sequential):
         """
         :return: what it computes; ``None`` if there is more than linear layers with ReLU or tanh, or somebody watches
         """
-        return _layers(self)
+        activations: list[_Activation | None] = []
+        weights: list[th.Tensor] = []
+        biases: list[th.Tensor] = []
+        after_linear = False
+        for module in self._modules.values():
+            assert module is not None
+            if _is_watched(module):
+                return None
+            if type(module) is nn.Linear and module.bias is not None:
+                activations.append(None)
+                weights.append(module.weight)
+                biases.append(module.bias)
+                after_linear = True
+            elif after_linear and type(module) in _ACTIVATIONS:
+                activations[-1] = _ACTIVATIONS[type(module)]
+                after_linear = False
+            else:
+                return None
+        return Layers(activations, weights, biases, self.reduced) if activations else None
 
 
 class FusedLinear(nn.Linear):
@@ -336,35 +354,13 @@ def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
     return (b.t() @ a.t()).t() if b.shape[1] <= FEW_COLUMNS else a @ b
 
 
-def _layers(stack: FusedMLP) -> Layers | None:
-    activations: list[_Activation | None] = []
-    weights: list[th.Tensor] = []
-    biases: list[th.Tensor] = []
-    after_linear = False
-    for module in stack._modules.values():
-        assert module is not None
-        if _is_watched(module):
-            return None
-        if type(module) is nn.Linear and module.bias is not None:
-            activations.append(None)
-            weights.append(module.weight)
-            biases.append(module.bias)
-            after_linear = True
-        elif after_linear and type(module) in _ACTIVATIONS:
-            activations[-1] = _ACTIVATIONS[type(module)]
-            after_linear = False
-        else:
-            return None
-    return Layers(activations, weights, biases, stack.reduced) if activations else None
-
-
 def reducible(module: nn.Module) -> bool:
     """
     :param module: with stacks in it
     :return: whether :func:`reduced_precision` would change anything
     """
     return any(
-        _layers(stack) is not None and any(min(p.shape) >= MIN_REDUCED for p in stack.parameters() if p.dim() == 2)
+        stack.layers() is not None and any(min(p.shape) >= MIN_REDUCED for p in stack.parameters() if p.dim() == 2)
         for stack in _stacks(module)
     )
 

@@ -237,8 +237,6 @@ class SVG0(OffPolicyBase):
 
     def _create_aliases(self) -> None:
         self.actor, self.critic, self.critic_target = self.policy.actor, self.policy.critic, self.policy.critic_target
-        # One-hot vectors, or numbers of each category.
-        self._is_encoded = not isinstance(self.observation_space, spaces.Box)
         self._short_cuts = Remembered(_short_cuts_of)
         # Gradients are asked for by name: the actor step must not reach the critic's weights.
         self._actor_parameters, self._critic_parameters = list(self.actor.parameters()), list(self.critic.parameters())
@@ -340,6 +338,7 @@ class SVG0(OffPolicyBase):
             samples, log_probs = actor.sample(self._last_obs)
             if np.isfinite(samples).all():
                 return samples, log_probs
+            # Otherwise what follows says what is wrong.
         with th.no_grad():
             obs, _ = self.policy.obs_to_tensor(self._last_obs)
             distribution = self.actor.distribution(obs)
@@ -369,6 +368,7 @@ class SVG0(OffPolicyBase):
         self._update_learning_rate(optimizers + ([self.ent_coef_optimizer] if self.ent_coef_optimizer else []))
         networks = self._written_out()
         if networks is None:
+            # Linear layers and activations know no modes.
             self.policy.set_training_mode(True)
         with self._precision(), th.set_grad_enabled(networks is None):
             records = [self._update(self._next_batch(batch_size), networks) for _ in range(gradient_steps)]
@@ -420,9 +420,9 @@ class SVG0(OffPolicyBase):
 
     def _features(self, observations: th.Tensor | TensorDict) -> th.Tensor:
         assert isinstance(observations, th.Tensor)
-        # Vectors are their own features.
-        as_they_are = observations.dtype is th.float32 and observations.dim() == 2 and not self._is_encoded
-        return observations if as_they_are else self.actor.features(observations)
+        # Vectors are their own features; numbers of categories would become one-hot vectors.
+        is_vector = isinstance(self.observation_space, spaces.Box) and observations.dim() == 2
+        return observations if is_vector and observations.dtype is th.float32 else self.actor.features(observations)
 
     def _draw(self, batch: SequenceSamples, networks: written_out.Networks | None = None) -> _Draws:
         if networks is None:
