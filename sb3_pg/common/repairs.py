@@ -2,33 +2,61 @@
 
 import contextlib
 import io
+import signal
+import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from types import FrameType
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
 
 @contextlib.contextmanager
+def uninterrupted() -> Iterator[None]:
+    """
+    Put Ctrl-C off until the end of the block, when it does what it would have done. PyTorch's writer of zip files would turn
+    ``KeyboardInterrupt`` into a ``RuntimeError``, with which a training ends that should have been saved.
+
+    Only the main thread gets signals; in another one, and where Ctrl-C is ignored, this does nothing.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(handler):
+        yield
+        return
+    frames: list[FrameType | None] = []
+    signal.signal(signal.SIGINT, lambda _, frame: frames.append(frame))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if frames:
+            handler(signal.SIGINT, frames[0])
+
+
+@contextlib.contextmanager
 def written_whole(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[str | Path | io.BufferedIOBase]:
     """
-    Write a file beside its place and rename it at the end, so that an earlier file of that name stays whole until then.
+    Write a file beside its place and rename it at the end, so that an earlier file of that name stays whole until then. Ctrl-C
+    has to wait until it is written.
 
     :param path: of the file, named as SB3's functions would; an open file is passed on as it is
     :param suffix: added to a name that has none
     :return: where to write
     """
     if isinstance(path, io.BufferedIOBase):
-        yield path
+        with uninterrupted():
+            yield path
         return
     final = Path(path) if Path(path).suffix else Path(f"{path}.{suffix}")
     if final.is_dir():
         final = Path(f"{final}_2")
     part = final.with_name(f"{final.name}.part")
-    try:
-        yield part
-        part.replace(final)
-    finally:
-        part.unlink(missing_ok=True)
+    with uninterrupted():
+        try:
+            yield part
+            part.replace(final)
+        finally:
+            part.unlink(missing_ok=True)
 
 
 class RepairedAlgorithm(BaseAlgorithm):

@@ -1,11 +1,14 @@
 """Training that goes on: from a finished run, from Ctrl-C, and from the last checkpoint before SIGKILL."""
 
+import os
 import pickle
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -224,6 +227,74 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
     with written_whole(str(path), "zip") as part:
         Path(str(part)).write_text("after")
     assert path.read_text() == "after"
+
+
+@pytest.fixture
+def interrupts() -> Iterator[list[int]]:
+    """Signals that a handler of the user's has seen, where Ctrl-C is not ignored as it is for processes in the background."""
+    seen: list[int] = []
+
+    def handler(number: int, _: object) -> None:
+        seen.append(number)
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGINT, handler)
+    yield seen
+    assert signal.signal(signal.SIGINT, before) is handler
+
+
+def test_ctrl_c_waits_until_a_model_is_written(
+    interrupts: list[int], make_model: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(zipfile._ZipWriteFile):  # type: ignore[name-defined, misc, unused-ignore]  # not public
+        def write(self, data: bytes) -> int:
+            # torch.save() calls this from C++, and does not survive an exception.
+            os.kill(os.getpid(), signal.SIGINT)
+            written: int = super().write(data)
+            return written
+
+    monkeypatch.setattr(zipfile, "_ZipWriteFile", Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        make_model().save(tmp_path / "model")
+    assert interrupts == [signal.SIGINT]
+    assert [path.name for path in tmp_path.iterdir()] == ["model.zip"]
+    assert load_from_zip_file(tmp_path / "model")[0] is not None
+    with (tmp_path / "open.zip").open("wb") as file, pytest.raises(KeyboardInterrupt):
+        make_model().save(file)
+    assert load_from_zip_file(tmp_path / "open")[0] is not None
+
+
+def fail_when_interrupted(path: Path) -> None:
+    """
+    :param path: to be written, which fails
+    """
+    with written_whole(path, "zip"):
+        os.kill(os.getpid(), signal.SIGINT)
+        raise OSError("no space left")
+
+
+def test_ctrl_c_waits_for_an_error(interrupts: list[int], tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt) as caught:
+        fail_when_interrupted(tmp_path / "model.zip")
+    assert interrupts == [signal.SIGINT]
+    assert isinstance(caught.value.__context__, OSError)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("handler", [signal.SIG_IGN, signal.SIG_DFL])
+def test_models_are_saved_where_ctrl_c_raises_nothing(
+    handler: signal.Handlers, make_model: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = signal.signal(signal.SIGINT, handler)
+    make_model().save(tmp_path / "model")
+    assert signal.signal(signal.SIGINT, before) is handler
+    assert load_from_zip_file(tmp_path / "model")[0] is not None
+
+
+def test_models_are_saved_by_other_threads(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(make_model().save, tmp_path / "model").result()
+    assert load_from_zip_file(tmp_path / "model")[0] is not None
 
 
 def test_the_name_of_a_folder_is_not_taken(tmp_path: Path) -> None:
