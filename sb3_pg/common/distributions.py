@@ -74,7 +74,7 @@ class GaussianActions:
         self.squash = squash
         # Mean of the samples, [S, A].
         self.mean = mean
-        self._std = std.expand_as(mean)
+        self._std = std if std.shape == mean.shape else std.expand_as(mean)
         # An object of torch's for the hard case alone: to make one, and to ask it, takes longer than the arithmetic.
         self._correlated: D.MultivariateNormal | None = None
         if off_diagonal is not None:

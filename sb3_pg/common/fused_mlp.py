@@ -24,7 +24,7 @@ FEW_COLUMNS = 128
 # differences of observations, and the last puts out values whose differences are small too.
 MIN_REDUCED = 64
 # With fewer rows, or fewer inputs or outputs, oneDNN's products are slower than those of the BLAS.
-MIN_ONEDNN_ROWS = 256
+MIN_ONEDNN_ROWS = 1024
 MIN_ONEDNN = 64
 
 ALL = slice(None)
@@ -185,13 +185,14 @@ class Pass:
         """
         Set the gradients of all parameters.
 
-        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not count
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not
+            count. Its memory is used for other things
         :param columns: inputs whose derivative is asked for as well; ``None``: of none
         :return: derivative with respect to these, ``[R, columns]``, or ``None``
         """
         layers = self._layers
         wanted = [True] * len(self._weights)
-        of_weights, of_biases, of_inputs = _go_back(layers, self._outputs, self._weights, gradient, wanted, columns)
+        of_weights, of_biases, of_inputs = _go_back(layers, self._outputs, self._weights, gradient, wanted, columns, True)
         for weight, bias, of_weight, of_bias in zip(layers.weights, layers.biases, of_weights, of_biases, strict=True):
             set_gradient(weight, of_weight)
             bias.grad = of_bias
@@ -272,14 +273,16 @@ def _go_back(
     gradient: th.Tensor,
     wanted: Sequence[bool],
     columns: slice | None,
+    overwrite: bool = False,
 ) -> tuple[list[th.Tensor | None], list[th.Tensor | None], th.Tensor | None]:
     """
     :param layers: of the stack
     :param outputs: what :func:`_run` returned
     :param weights: likewise
-    :param gradient: derivative with respect to the outputs of the first rows; its memory is somebody else's
+    :param gradient: derivative with respect to the outputs of the first rows
     :param wanted: of which layers the gradients are asked for
     :param columns: likewise of the inputs; ``None``: of none
+    :param overwrite: whether the memory of ``gradient`` may be used
     :return: gradients of the weights, of the biases, and of the inputs
     """
     n_rows, n_layers, reduced = gradient.shape[0], len(weights), layers.reduced
@@ -292,7 +295,7 @@ def _go_back(
         if reduced:
             gradient = _cast(gradient, outputs[i + 1].dtype)
         if activation is not None:
-            result = gradient if i < n_layers - 1 else th.empty_like(gradient)
+            result = gradient if overwrite or i < n_layers - 1 else th.empty_like(gradient)
             activation.backward(gradient, outputs[i + 1], result)
             gradient = result
         if reduced:

@@ -110,23 +110,21 @@ def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entrop
 
 def td_target(
     rewards: th.Tensor,
-    discounts: th.Tensor | float,
-    terminated: th.Tensor,
+    discounts: th.Tensor,
     next_values: th.Tensor,
     bounds: tuple[float, float] | None = None,
 ) -> th.Tensor:
     """
-    ``r + gamma^m (1 - terminated) V'``, clipped for a critic that is known to have bounded values (Andrychowicz et al. 2017,
+    ``r + gamma^m V'``, clipped for a critic that is known to have bounded values (Andrychowicz et al. 2017,
     appendix A).
 
     :param rewards: ``[B, ...]``, sums of m discounted rewards
-    :param discounts: the same shape, or one for all: ``gamma^m``
-    :param terminated: the same shape, true or 1 where the episode terminated within these steps
+    :param discounts: the same shape, ``gamma^m``, or 0 where the episode terminated within these steps
     :param next_values: the same shape, target network's value m steps later
     :param bounds: least and greatest value; ``None``: no clipping
     :return: the same shape
     """
-    target = rewards + discounts * next_values * terminated.logical_not()
+    target = th.addcmul(rewards, discounts, next_values)
     return target if bounds is None else target.clamp(*bounds)
 
 

@@ -98,7 +98,7 @@ class NumpyMLP:
         """
         outputs = [x]
         for layer in self.layers:
-            y = outputs[-1] @ layer.weight.T
+            y = outputs[-1] @ layer.weight.T if len(x) > 1 else (layer.weight @ outputs[-1][0])[None]
             y += layer.bias
             if layer.activation is not None:
                 layer.activation.apply(y)

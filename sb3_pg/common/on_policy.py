@@ -21,7 +21,6 @@ from sb3_pg.common.numpy_networks import NumpyNetworks, numpy_networks
 from sb3_pg.common.policies import index_observations
 from sb3_pg.common.repairs import RepairedAlgorithm
 from sb3_pg.common.returns import BoolArray, FloatArray
-from sb3_pg.common.vec_envs import collects_with_quick_copies
 
 # The values of a rollout are computed in batches of at most this many observations: enough to keep the processor busy, few
 # enough that the activations of an image network fit into memory.
@@ -52,7 +51,6 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
     # The fast path; None: there is none for this policy, or learn() has not looked yet.
     _numpy_networks: NumpyNetworks | None = None
 
-    @collects_with_quick_copies
     def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
         self,
         env: VecEnv,

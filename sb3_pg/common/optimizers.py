@@ -1,7 +1,7 @@
 """Steps of optimizers without their bookkeeping."""
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -73,17 +73,22 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
     if watched or not group["fused"] or any(_unusual(group)) or not isinstance(group["lr"], float):
         return None
     plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
-    parameters = group["params"]
-    states = list(map(optimizer.state.get, parameters))
-    if plan is None or len(states) != len(plan.states) or not all(map(operator.is_, states, plan.states)):
-        plan = _make_plan(list(parameters), states)
+    if plan is None or not (_are(group["params"], plan.parameters) and _are(optimizer.state.values(), plan.states)):
+        plan = _make_plan(group["params"], optimizer.state)
         vars(optimizer)["_sb3_pg_plan"] = plan
     return plan
 
 
-def _make_plan(parameters: list[th.Tensor], states: list[Any]) -> _Plan | None:
+def _are(objects: Collection[object], others: Collection[object]) -> bool:
+    return len(objects) == len(others) and all(map(operator.is_, objects, others))
+
+
+def _make_plan(parameters: Sequence[th.Tensor], state_of: Mapping[th.Tensor, Any]) -> _Plan | None:
     """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
-    if not all(states) or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
+    # Hashing a tensor takes long: later, states are compared in their order.
+    parameters, states = list(parameters), list(state_of.values())
+    known = _are(list(state_of), parameters) and all(states)
+    if not known or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
         return None
     averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
     counts = th.stack(steps)

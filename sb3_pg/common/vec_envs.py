@@ -6,12 +6,10 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FunctionType
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
-
-Method = TypeVar("Method", bound=Callable[..., Any])
 
 _DICTIONARIES = (dict, OrderedDict)
 _ATOMIC = (float, int, bool, str, type(None), np.generic)
@@ -57,35 +55,21 @@ _METHODS = {name: _with_quick_copies(getattr(DummyVecEnv, name)) for name in ("s
 
 
 @contextmanager
-def quick_copies(env: VecEnv) -> Iterator[None]:
+def quick_copies(env: VecEnv | None) -> Iterator[None]:
     """
     Let a ``DummyVecEnv`` copy quickly for a while. Other environments, and subclasses, are left alone.
 
-    :param env: with any wrappers around it
+    :param env: with any wrappers around it; ``None``: there is none
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    own = vars(env)
-    if type(env) is not DummyVecEnv or not own.keys().isdisjoint(_METHODS):
+    if type(env) is not DummyVecEnv or not vars(env).keys().isdisjoint(_METHODS):
         yield
         return
+    own = vars(env)
     own.update({name: functools.partial(method, env) for name, method in _METHODS.items()})
     try:
         yield
     finally:
         for name in _METHODS:
             del own[name]
-
-
-def collects_with_quick_copies(collect: Method) -> Method:
-    """
-    :param collect: method that steps its first argument, environments
-    :return: the same, see :func:`quick_copies`
-    """
-
-    @functools.wraps(collect)
-    def wrapped(self: Any, env: VecEnv, *args: Any, **kwargs: Any) -> Any:
-        with quick_copies(env):
-            return collect(self, env, *args, **kwargs)
-
-    return cast("Method", wrapped)

@@ -145,8 +145,8 @@ def fit_critics(
         run = Pass(layers, inputs)
         error = run.output - targets
         gradient = error * weights
-        run.set_gradients(gradient)
         losses.append(th.dot(gradient[:, 0], error[:, 0]).mul_(0.5))
+        run.set_gradients(gradient)
         values.append(run.output)
     return losses[0] if len(losses) == 1 else th.stack(losses).sum(), values[0]
 

@@ -28,7 +28,6 @@ from torch.nn import functional as F
 from sb3_pg.common import losses
 from sb3_pg.common.off_policy import OffPolicyBase
 from sb3_pg.common.optimizers import descend, take_step
-from sb3_pg.common.vec_envs import collects_with_quick_copies
 from sb3_pg.common.written_out import Remembered, fit_critics
 from sb3_pg.her_ddpg import written_out
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
@@ -46,8 +45,7 @@ class _Batch(NamedTuple):
     :param next_inputs: the same for what came ``n_steps`` later
     :param actions: ``[B, A]``, scaled to [-1, 1]
     :param rewards: ``[B, 1]``
-    :param discounts: ``[B, 1]``
-    :param terminated: ``[B, 1]``
+    :param discounts: ``[B, 1]``, 0 where the episode terminated
     """
 
     inputs: th.Tensor | TensorDict
@@ -55,7 +53,6 @@ class _Batch(NamedTuple):
     actions: th.Tensor
     rewards: th.Tensor
     discounts: th.Tensor
-    terminated: th.Tensor
 
 
 class HERDDPG(OffPolicyBase, DDPG):
@@ -292,7 +289,6 @@ class HERDDPG(OffPolicyBase, DDPG):
             self.replay_buffer.truncate_last_trajectory()
         return result
 
-    @collects_with_quick_copies
     def collect_rollouts(
         self,
         env: VecEnv,
@@ -463,8 +459,7 @@ class HERDDPG(OffPolicyBase, DDPG):
             self.policy.prepare(sample.next_observations),
             sample.actions,
             sample.rewards,
-            sample.discounts,
-            sample.dones,
+            sample.discounts * (1 - sample.dones),
         )
 
     def _update_critic(self, batch: _Batch, networks: written_out.Networks | None = None) -> tuple[th.Tensor, th.Tensor]:
@@ -493,7 +488,7 @@ class HERDDPG(OffPolicyBase, DDPG):
         else:
             assert isinstance(batch.next_inputs, th.Tensor)
             next_values = written_out.next_values(networks, batch.next_inputs)
-        return losses.td_target(batch.rewards, batch.discounts, batch.terminated, next_values, self.target_bounds)
+        return losses.td_target(batch.rewards, batch.discounts, next_values, self.target_bounds)
 
     def _update_actor(self, batch: _Batch, networks: written_out.Networks | None = None) -> th.Tensor:
         """

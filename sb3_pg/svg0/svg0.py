@@ -21,7 +21,6 @@ from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
 from sb3_pg.common.off_policy import OffPolicyBase
 from sb3_pg.common.optimizers import descend, take_step
 from sb3_pg.common.returns import FloatArray
-from sb3_pg.common.vec_envs import collects_with_quick_copies
 from sb3_pg.common.written_out import Remembered, fit_critics, lowest_values
 from sb3_pg.svg0 import written_out
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
@@ -279,7 +278,6 @@ class SVG0(OffPolicyBase):
         self.replay_buffer.cut()
         return super()._setup_learn(*args, **kwargs)
 
-    @collects_with_quick_copies
     def collect_rollouts(self, env: VecEnv, *args: Any, **kwargs: Any) -> RolloutReturn:
         """
         As in SB3; on-policy, earlier experience is forgotten first.
@@ -408,7 +406,7 @@ class SVG0(OffPolicyBase):
             observations, next_observations = map(self._features, (batch.observations, batch.next_observations))
             batch = batch._replace(observations=observations, next_observations=next_observations)
         draws = self._draw(batch, networks)
-        record = {"std": draws.policy.stddev.detach().mean()}
+        record = {"std": draws.policy.stddev.mean()}
         ent_coef = self._update_ent_coef(draws.log_prob, batch.weights, record)
         if self.on_policy:
             self._update_actor(batch, draws, ent_coef, record, networks)
@@ -416,7 +414,7 @@ class SVG0(OffPolicyBase):
         if not self.on_policy:
             self._update_actor(batch, draws, ent_coef, record, networks)
         self._update_targets()
-        return record
+        return record if networks is not None else {name: value.detach() for name, value in record.items()}
 
     def _features(self, observations: th.Tensor | TensorDict) -> th.Tensor:
         assert isinstance(observations, th.Tensor)
@@ -447,7 +445,7 @@ class SVG0(OffPolicyBase):
         with th.enable_grad():
             loss = losses.temperature_loss(self.log_ent_coef, log_prob, self._target_entropy, weights)
             descend(self.ent_coef_optimizer, loss, [self.log_ent_coef])
-        record |= {"ent_coef": ent_coef.squeeze(), "ent_coef_loss": loss.detach()}
+        record |= {"ent_coef": ent_coef.squeeze(), "ent_coef_loss": loss}
         return ent_coef
 
     @th.no_grad()
@@ -471,8 +469,9 @@ class SVG0(OffPolicyBase):
         corrected = self.resolved_correction == "retrace"
         if len(batch.rewards) == 1 and not corrected:
             future = next_values if bonus is None else next_values + bonus
-            rewards, terminated = (th.from_numpy(array[0]).to(self.device) for array in (batch.rewards, batch.terminated))
-            return losses.td_target(rewards, self.gamma, terminated, future)
+            arrays = (batch.rewards[0], np.float32(self.gamma) * ~batch.terminated[0])
+            rewards, discounts = (th.from_numpy(array).to(self.device) for array in arrays)
+            return losses.td_target(rewards, discounts, future)
         return self._targets_of_segments(batch, draws.policy, next_values, bonus, corrected, record, networks)
 
     def _following(
@@ -550,7 +549,7 @@ class SVG0(OffPolicyBase):
             inputs = written_out.with_actions(batch.observations, actions[None])
             loss, _ = fit_critics(networks.critics, inputs, targets[:, None], batch.weights[:, None])
             take_step(self.critic.optimizer)
-        record["critic_loss"] = loss.detach()
+        record["critic_loss"] = loss
 
     def _update_actor(
         self,
@@ -569,7 +568,7 @@ class SVG0(OffPolicyBase):
             loss = written_out.differentiate_pathwise_loss(networks, draws.run, batch.observations, batch.weights, bonus)
             loss = self._with_entropy(loss, batch, draws, ent_coef)
             take_step(self.actor.optimizer)
-        record["actor_loss"] = loss.detach()
+        record["actor_loss"] = loss
 
     def _actor_loss(self, batch: SequenceSamples, draws: _Draws, ent_coef: th.Tensor) -> th.Tensor:
         if self.gradient_estimator == "pathwise":

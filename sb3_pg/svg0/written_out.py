@@ -113,9 +113,9 @@ class ActorRun:
         if self._log_std is None:
             set_gradient(self._networks.actor.log_std.bias, of_raw.sum(dim=0))
         else:
-            of_other = self._log_std.set_gradients(of_raw, ALL)
-            assert of_other is not None
-            of_latent += of_other
+            assert self._networks.log_std is not None
+            of_latent.addmm_(of_raw, self._networks.log_std.weights[0])
+            self._log_std.set_gradients(of_raw)
         self._hidden.set_gradients(of_latent)
 
 

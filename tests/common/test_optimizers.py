@@ -117,6 +117,38 @@ def test_the_state_of_one_parameter_may_be_replaced() -> None:
     assert [state["step"].item() for state in pair[0][1].state.values()] == [6, 6, 3, 6]
 
 
+def test_a_parameter_may_be_replaced() -> None:
+    pair = twins(adam())
+    run(pair, range(3))
+    for module, optimizer, _ in pair:
+        first, second = next(module.parameters()), nn.Parameter(th.ones(5, 3))
+        group = optimizer.param_groups[0]
+        # Another parameter of the same shape takes the place of the first.
+        module[0].weight = group["params"][0] = second
+        optimizer.state[second] = optimizer.state.pop(first)
+    run(pair, range(3, 6))
+    assert equal(pair[0][0], pair[1][0])
+
+
+def test_states_in_another_order_are_found() -> None:
+    pair = twins(adam())
+    run(pair, range(3))
+    for _, optimizer, _ in pair:
+        items = list(optimizer.state.items())
+        optimizer.state.clear()
+        optimizer.state.update(reversed(items))
+    run(pair, range(3, 6))
+    assert equal(pair[0][0], pair[1][0])
+
+
+def test_an_empty_state_is_filled() -> None:
+    pair = twins(adam())
+    for module, optimizer, _ in pair:
+        assert all(optimizer.state[parameter] == {} for parameter in module.parameters())
+    run(pair, range(3))
+    assert equal(pair[0][0], pair[1][0])
+
+
 def test_the_learning_rate_may_change() -> None:
     pair = twins(adam())
     run(pair, range(3))

@@ -119,7 +119,7 @@ def column(*values: float) -> th.Tensor:
 
 
 def test_targets_by_hand() -> None:
-    args = (column(-1, -1, 0, -1), column(0.9, 0.9, 0.9, 0.5), column(0, 1, 0, 0), column(-5, -5, 3, -50))
+    args = (column(-1, -1, 0, -1), column(0.9, 0, 0.9, 0.5), column(-5, -5, 3, -50))
     assert losses.td_target(*args, bounds=None).flatten().tolist() == pytest.approx([-5.5, -1, 2.7, -26])
     assert losses.td_target(*args, bounds=(-10, 0)).flatten().tolist() == pytest.approx([-5.5, -1, 0, -10])
 

@@ -189,7 +189,7 @@ def test_lambda_zero_is_one_step_td(n_critics: int, squash: bool) -> None:
 def test_lambda_one_is_monte_carlo() -> None:
     """Segments that reach the end of a terminated episode: the discounted rewards, and nothing of the critic."""
     model = collected(160, td_lambda=1.0, gamma=0.9, off_policy_correction="none")
-    batch = batch_of(model, 200, 5)
+    batch = batch_of(model, 1000, 5)
     targets, used = targets_of(model, batch), batch.weights.numpy().reshape(5, -1) > 0
     checked = 0
     for t, i in np.argwhere(used):
