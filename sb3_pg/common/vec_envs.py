@@ -12,7 +12,8 @@ import numpy as np
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
 
 _DICTIONARIES = (dict, OrderedDict)
-_ATOMIC = (float, int, bool, str, type(None), np.generic)
+# Values that cannot change. Of numpy's scalars all but those that contain others.
+_ATOMIC = frozenset([float, int, bool, str, type(None), *np.sctypeDict.values()]) - {np.void, np.object_}
 
 
 def quick_deepcopy(x: Any) -> Any:
@@ -32,16 +33,22 @@ def quick_deepcopy(x: Any) -> Any:
 def _copy_dict(x: Any) -> Any:
     if type(x) not in _DICTIONARIES:
         return copy.deepcopy(x)
+    if _is_flat(x):
+        return x.copy()
     return type(x)((key, _copy_value(value)) for key, value in x.items())
 
 
+def _is_flat(x: dict[Any, Any]) -> bool:
+    return _ATOMIC.issuperset(map(type, x.values()))
+
+
 def _copy_value(x: Any) -> Any:
-    if isinstance(x, _ATOMIC):
+    if type(x) in _ATOMIC:
         return x
     if type(x) is np.ndarray and not x.dtype.hasobject:
         return x.copy(order="K")
     # Such as a Monitor's statistics. Deeper ones may contain themselves.
-    if type(x) is dict and all(isinstance(value, _ATOMIC) for value in x.values()):
+    if type(x) is dict and _is_flat(x):
         return x.copy()
     return copy.deepcopy(x)
 

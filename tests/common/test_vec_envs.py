@@ -43,6 +43,7 @@ def test_nothing_mutable_is_shared() -> None:
         "nested": {"list": [1, {"a": np.zeros(2)}]},
         "object": spaces.Discrete(3),
         "number": 1.5,
+        "record": np.array([(1, 2.0)], dtype=[("a", int), ("b", float)])[0],
         "episode": {"r": 1.0, "l": 3},
     }
     info["cycle"] = info
@@ -53,10 +54,12 @@ def test_nothing_mutable_is_shared() -> None:
     assert copied["array"].strides == info["array"].strides
     copied["array"][:] = -1
     copied["objects"][0].append(2)
+    copied["record"]["a"] = 2
     copied["nested"]["list"][1]["a"][:] = -1
     copied["new"] = 1
     assert info["array"].tolist() == [[0, 3], [1, 4], [2, 5]]
     assert info["objects"][0] == [1]
+    assert info["record"]["a"] == 1
     assert info["nested"]["list"][1]["a"].tolist() == [0, 0]
     assert "new" not in info
     assert copied["object"] == info["object"]
