@@ -7,7 +7,7 @@ and two layers of 256 units the graph takes a quarter of an update's time.
 
 import itertools
 import operator
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 import torch as th
@@ -35,14 +35,16 @@ class Snapshot:
         self._modules = modules = list(module.modules())
         self._parameters = list(module.parameters())
         self._hooks = [hooks for each in modules for hooks in _hooks_of(each)]
-        self._contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
+        contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
+        # Most modules have no parts, or no parameters of their own.
+        self._empty, self._contents = ([part for part in contents if bool(part) == filled] for filled in (False, True))
         self._attributes = [vars(each) for each in modules]
         self._has_hooks = self._look_for_hooks()
         patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
         #: Whether somebody had put hooks on a module or a parameter, or a method into a module, or autocast was on.
         self.watched = patched or self._has_hooks
-        self._parts, self._types = self._list_parts(), list(map(type, modules))
-        self._n_attributes = list(map(len, self._attributes))
+        self._parts, self._types = list(self._iterate_parts()), list(map(type, modules))
+        self._n_parts, self._n_attributes = list(map(len, self._contents)), list(map(len, self._attributes))
         self._addresses, self._trained = list(map(_address, self._parameters)), list(map(_is_trained, self._parameters))
 
     def holds(self) -> bool:
@@ -50,11 +52,11 @@ class Snapshot:
         :return: whether no module or parameter has been replaced, moved, frozen or watched since
         """
         # Loops in C throughout: this runs for every action and every update.
-        parts = self._list_parts()
         return (
             self._look_for_hooks() == self._has_hooks
-            and len(parts) == len(self._parts)
-            and all(map(operator.is_, parts, self._parts))
+            and not any(self._empty)
+            and list(map(len, self._contents)) == self._n_parts
+            and all(map(operator.is_, self._iterate_parts(), self._parts))
             and all(map(operator.is_, map(type, self._modules), self._types))
             # A method that is put into a module is one attribute more.
             and list(map(len, self._attributes)) == self._n_attributes
@@ -72,8 +74,8 @@ class Snapshot:
             or th.is_autocast_enabled("cuda")
         )
 
-    def _list_parts(self) -> list[object]:
-        return list(itertools.chain.from_iterable(map(dict.values, self._contents)))
+    def _iterate_parts(self) -> Iterator[object]:
+        return itertools.chain.from_iterable(map(dict.values, self._contents))
 
 
 class Remembered(Generic[T]):

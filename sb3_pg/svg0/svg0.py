@@ -546,7 +546,7 @@ class SVG0(OffPolicyBase):
             descend(self.critic.optimizer, loss, self._critic_parameters)
         else:
             assert isinstance(batch.observations, th.Tensor)
-            inputs = written_out.with_actions(batch.observations, actions[None])
+            inputs = th.cat([batch.observations, actions], dim=1)
             loss, _ = fit_critics(networks.critics, inputs, targets[:, None], batch.weights[:, None])
             take_step(self.critic.optimizer)
         record["critic_loss"] = loss
