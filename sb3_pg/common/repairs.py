@@ -65,7 +65,7 @@ def written_whole(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator
 
 
 class RepairedAlgorithm(BaseAlgorithm):
-    """SB3's base class with four repairs."""
+    """SB3's base class with repairs."""
 
     def learn(self: SelfRepaired, *args: Any, **kwargs: Any) -> SelfRepaired:
         """
@@ -74,7 +74,10 @@ class RepairedAlgorithm(BaseAlgorithm):
         :param args: as in SB3
         :param kwargs: likewise
         :return: itself
+        :raises ValueError: there are no environments, since the model was loaded without
         """
+        if self.env is None:
+            raise ValueError("there is no environment to learn in: call set_env() first, or load the model with env=...")
         # Here and not around each rollout: off-policy algorithms have one for every step.
         with quick_copies(self.env):
             return super().learn(*args, **kwargs)  # type: ignore[safe-super]  # SB3's class that follows has one

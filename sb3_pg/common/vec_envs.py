@@ -62,11 +62,11 @@ _METHODS = {name: _with_quick_copies(getattr(DummyVecEnv, name)) for name in ("s
 
 
 @contextmanager
-def quick_copies(env: VecEnv | None) -> Iterator[None]:
+def quick_copies(env: VecEnv) -> Iterator[None]:
     """
     Let a ``DummyVecEnv`` copy quickly for a while. Other environments, and subclasses, are left alone.
 
-    :param env: with any wrappers around it; ``None``: there is none
+    :param env: with any wrappers around it
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv

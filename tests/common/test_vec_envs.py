@@ -2,6 +2,7 @@
 
 import copy
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 import gymnasium as gym
@@ -152,3 +153,20 @@ def test_other_environments_are_left_alone() -> None:
     with quick_copies(processes):
         assert set(vars(processes)) == before
     processes.close()
+
+
+def test_training_copies_quickly_and_leaves_nothing_behind(make_model: Callable[..., Any]) -> None:
+    model = make_model()
+    env = model.get_env()
+    during = []
+
+    def look(*_: Any) -> bool:
+        during.append("step_wait" in vars(env))
+        if len(during) > 20:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        model.learn(100, look)
+    assert all(during)
+    assert "step_wait" not in vars(env)

@@ -1,0 +1,17 @@
+"""What all algorithms do better than SB3's base class. How files are written is tested with the zoo's checkpoints."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def test_learning_takes_an_environment(make_model: Callable[..., Any], tmp_path: Path) -> None:
+    first = make_model()
+    first.save(tmp_path / "model")
+    model = type(first).load(tmp_path / "model", device="cpu")
+    with pytest.raises(ValueError, match=r"set_env\(\)"):
+        model.learn(10)
+    model.set_env(first.get_env())
+    assert model.learn(10) is model
