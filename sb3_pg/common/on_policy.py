@@ -180,7 +180,7 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
         used: BoolArray,
     ) -> None:
         truncated = np.zeros_like(dones)
-        for i in dones.nonzero()[0]:
+        for i in np.flatnonzero(dones):
             # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. Others may not
             # tell the final observation: then there is nothing to bootstrap with.
             truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None

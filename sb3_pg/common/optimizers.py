@@ -1,7 +1,8 @@
 """Steps of optimizers without their bookkeeping."""
 
+import itertools
 import operator
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch as th
@@ -15,7 +16,7 @@ class _Plan(NamedTuple):
     The tensors of an optimizer, looked up once.
 
     :param parameters: all of them
-    :param states: the optimizer's own dictionary of each, which is another one after ``load_state_dict()``
+    :param contents: of the optimizer's state, in its order; other tensors after ``load_state_dict()``
     :param averages: of the gradients
     :param squares: averages of their squares
     :param counts: how many steps each parameter has taken, ``[P]``
@@ -23,7 +24,7 @@ class _Plan(NamedTuple):
     """
 
     parameters: list[th.Tensor]
-    states: list[dict[str, th.Tensor]]
+    contents: list[th.Tensor]
     averages: list[th.Tensor]
     squares: list[th.Tensor]
     counts: th.Tensor
@@ -73,21 +74,25 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
     if watched or not group["fused"] or any(_unusual(group)) or not isinstance(group["lr"], float):
         return None
     plan: _Plan | None = vars(optimizer).get("_sb3_pg_plan")
-    if plan is None or not (_are(group["params"], plan.parameters) and _are(optimizer.state.values(), plan.states)):
-        plan = _make_plan(group["params"], optimizer.state)
+    # Tensors are compared in their order: to look them up, hashing each parameter, takes long.
+    if plan is None or not (_are(group["params"], plan.parameters) and _are(_contents_of(optimizer), plan.contents)):
+        plan = _make_plan(optimizer)
         vars(optimizer)["_sb3_pg_plan"] = plan
     return plan
 
 
-def _are(objects: Collection[object], others: Collection[object]) -> bool:
+def _contents_of(optimizer: th.optim.Optimizer) -> list[th.Tensor]:
+    return list(itertools.chain.from_iterable(map(dict.values, optimizer.state.values())))
+
+
+def _are(objects: Sequence[object], others: Sequence[object]) -> bool:
     return len(objects) == len(others) and all(map(operator.is_, objects, others))
 
 
-def _make_plan(parameters: Sequence[th.Tensor], state_of: Mapping[th.Tensor, Any]) -> _Plan | None:
-    """The tensors; ``None`` before the first step, or if not all are float32 on the CPU."""
-    # Hashing a tensor takes long: later, states are compared in their order.
-    parameters, states = list(parameters), list(state_of.values())
-    known = _are(list(state_of), parameters) and all(states)
+def _make_plan(optimizer: th.optim.Optimizer) -> _Plan | None:
+    """The tensors; ``None`` before the first step, or if not all are float32 on the CPU, or states are not in the order."""
+    parameters, states = list(optimizer.param_groups[0]["params"]), list(optimizer.state.values())
+    known = _are(list(optimizer.state), parameters) and all(states)
     if not known or any(p.device.type != "cpu" or p.dtype != th.float32 for p in parameters):
         return None
     averages, squares, steps = ([state[name] for state in states] for name in ("exp_avg", "exp_avg_sq", "step"))
@@ -95,7 +100,7 @@ def _make_plan(parameters: Sequence[th.Tensor], state_of: Mapping[th.Tensor, Any
     steps = list(counts)
     for state, step in zip(states, steps, strict=True):
         state["step"] = step
-    return _Plan(parameters, states, averages, squares, counts, steps)
+    return _Plan(parameters, _contents_of(optimizer), averages, squares, counts, steps)
 
 
 def with_fused_adam(optimizer_class: type[th.optim.Optimizer], kwargs: dict[str, Any] | None) -> dict[str, Any]:

@@ -70,10 +70,10 @@ def quick_copies(env: VecEnv) -> Iterator[None]:
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    if type(env) is not DummyVecEnv or not vars(env).keys().isdisjoint(_METHODS):
+    own = vars(env)
+    if type(env) is not DummyVecEnv or not own.keys().isdisjoint(_METHODS):
         yield
         return
-    own = vars(env)
     own.update({name: functools.partial(method, env) for name, method in _METHODS.items()})
     try:
         yield

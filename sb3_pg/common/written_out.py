@@ -148,6 +148,7 @@ def fit_critics(
         error = run.output - targets
         gradient = error * weights
         losses.append(th.dot(gradient[:, 0], error[:, 0]).mul_(0.5))
+        # Afterwards, since it uses the memory of the gradient.
         run.set_gradients(gradient)
         values.append(run.output)
     return losses[0] if len(losses) == 1 else th.stack(losses).sum(), values[0]

@@ -238,8 +238,8 @@ def _random_integers(high: int, size: int) -> Indices:
     """Uniform in [0, high); no numbers are drawn where there is no choice."""
     if high == 1:
         return np.zeros(size, dtype=np.intp)
-    # A third of the time of randint(), for the few numbers of a minibatch. Rounding down never reaches `high`, and the numbers
-    # are as likely as 53 bits can make them.
+    # Less than half the time of randint(), for the few numbers of a minibatch. Rounding down never reaches `high`, and the
+    # numbers are as likely as 53 bits can make them.
     uniform = np.random.random_sample(size)  # noqa: NPY002 # the generator that SB3 seeds
     return (high * uniform).astype(np.intp)
 

@@ -344,7 +344,7 @@ def test_reducible_says_whether_it_matters(network: nn.Module, expected: bool) -
 
 
 @pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize("n_rows", [10, 300])
+@pytest.mark.parametrize("n_rows", [10, MIN_ONEDNN_ROWS])
 def test_a_pass_goes_back_as_autograd_does(reduced: bool, n_rows: int) -> None:
     th.manual_seed(0)
     network = stack([5, 128, 128, 2], nn.ReLU, nn.Tanh)

@@ -18,10 +18,12 @@ from sb3_pg.common.written_out import Remembered, Snapshot, fit_critics, layers_
 Change = Callable[[Any], object]
 
 
-def critics(n_critics: int, n_inputs: int, seed: int, activation: type[nn.Module] = nn.ReLU) -> nn.ModuleList:
+def critics(
+    n_critics: int, n_inputs: int, seed: int, activation: type[nn.Module] = nn.ReLU, last: list[nn.Module] | None = None
+) -> nn.ModuleList:
     th.manual_seed(seed)
     return nn.ModuleList(
-        FusedMLP(nn.Linear(n_inputs, 9), activation(), nn.Linear(9, 5), activation(), nn.Linear(5, 1))
+        FusedMLP(nn.Linear(n_inputs, 9), activation(), nn.Linear(9, 5), activation(), nn.Linear(5, 1), *(last or []))
         for _ in range(n_critics)
     )
 
@@ -41,12 +43,13 @@ def values_of(networks: nn.ModuleList, inputs: th.Tensor) -> th.Tensor:
     n_critics=st.integers(1, 3),
     n_rows=st.integers(1, 20),
     activation=st.sampled_from([nn.ReLU, nn.Tanh]),
+    bounded=st.booleans(),
     seed=st.integers(0, 2**31),
 )
 def test_the_critics_gradients_are_those_of_the_loss(
-    n_critics: int, n_rows: int, activation: type[nn.Module], seed: int
+    n_critics: int, n_rows: int, activation: type[nn.Module], bounded: bool, seed: int
 ) -> None:
-    networks = critics(n_critics, 6, seed, activation)
+    networks = critics(n_critics, 6, seed, activation, [nn.Tanh()] if bounded else None)
     inputs, targets, weights = th.randn(n_rows, 6), th.randn(n_rows), th.rand(n_rows)
     expected_values = values_of(networks, inputs)
     loss = losses.critic_loss(expected_values.t(), targets, weights)

@@ -9,6 +9,7 @@ import torch as th
 from goal_envs import point_envs
 
 from sb3_pg import HERDDPG
+from sb3_pg.common.fused_mlp import MIN_ONEDNN_ROWS
 from sb3_pg.her_ddpg.policies import GoalActor
 
 Options = dict[str, Any]
@@ -35,7 +36,7 @@ def is_written_out(model: HERDDPG) -> bool:
         ({"policy_kwargs": {"share_features_extractor": True}, "n_steps": 3}, 32),
         ({"normalize_inputs": False}, 32),
         # With products of oneDNN.
-        ({"policy_kwargs": {"net_arch": [64, 96]}}, 300),
+        ({"policy_kwargs": {"net_arch": [64, 96]}}, MIN_ONEDNN_ROWS),
     ],
     ids=str,
 )
@@ -103,7 +104,7 @@ def test_the_critic_gets_no_gradient_from_the_actors_loss() -> None:
     assert all(th.equal(before[key], value) for key, value in model.critic.state_dict().items())
 
 
-@pytest.mark.parametrize("n_rows", [16, 300])
+@pytest.mark.parametrize("n_rows", [16, MIN_ONEDNN_ROWS])
 def test_a_critic_that_is_not_finite_is_an_error(n_rows: int) -> None:
     model = make({"net_arch": [64, 64]})
     with th.no_grad():

@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import SVG0
-from sb3_pg.common.fused_mlp import FusedMLP
+from sb3_pg.common.fused_mlp import MIN_ONEDNN_ROWS, FusedMLP
 from sb3_pg.svg0 import MlpPolicy
 from sb3_pg.svg0.policies import GaussianActor
 
@@ -107,7 +107,7 @@ def test_updates_are_those_of_autograd_for_all_networks(name: str) -> None:
         # With products of oneDNN.
         "wide": {"net_arch": [64, 96]},
     }
-    check_both_ways(make(policy_kwargs=variants[name], td_lambda=0.0), batch_size=300 if name == "wide" else 32)
+    check_both_ways(make(policy_kwargs=variants[name], td_lambda=0.0), batch_size=MIN_ONEDNN_ROWS if name == "wide" else 32)
 
 
 class OtherActor(GaussianActor):
@@ -246,7 +246,7 @@ def test_what_a_callback_changes_between_update_and_action_counts() -> None:
     assert latest.min() > 30
 
 
-@pytest.mark.parametrize("n_rows", [32, 300])
+@pytest.mark.parametrize("n_rows", [32, MIN_ONEDNN_ROWS])
 def test_a_critic_that_is_not_finite_is_an_error(n_rows: int) -> None:
     model = make(policy_kwargs={"net_arch": [64, 64]}, td_lambda=0.0)
     with th.no_grad():
