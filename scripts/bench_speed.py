@@ -30,7 +30,7 @@ from stable_baselines3.common.vec_env import SubprocVecEnv, VecEnv
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
 
 from sb3_pg import HERDDPG, SVG0, VPG, NStepA2C
-from sb3_pg.envpool import EnvPoolVecEnv
+from sb3_pg.envs.envpool import EnvPoolVecEnv
 from sb3_pg.zoo.runs import machine, versions
 
 SEED = 0

@@ -6,7 +6,7 @@ import torch as th
 def is_fused(output: th.Tensor) -> bool:
     """
     :param output: result, with gradient
-    :return: whether an operation of ``sb3_pg.common.fused_mlp`` took part
+    :return: whether an operation of ``sb3_pg.fast.fused_mlp`` took part
     """
     names = set()
     nodes = [output.grad_fn]

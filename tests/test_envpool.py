@@ -20,7 +20,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecMonitor, VecNormalize
 
 from sb3_pg import HERDDPG, VPG
-from sb3_pg.envpool import EnvPoolVecEnv, use_envpool
+from sb3_pg.envs.envpool import EnvPoolVecEnv, use_envpool
 
 try:
     import envpool  # type: ignore[import-not-found, import-untyped, unused-ignore]  # noqa: F401  # an extra
@@ -483,7 +483,7 @@ def test_environments_that_render_or_run_in_processes_stay() -> None:
 
 @needs_envpool
 def test_the_zoo_trains_with_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    params = ["-params", "vec_env_wrapper:'sb3_pg.envpool.use_envpool'", "n_envs:2", "n_steps:50"]
+    params = ["-params", "vec_env_wrapper:'sb3_pg.envs.envpool.use_envpool'", "n_envs:2", "n_steps:50"]
     flags = ["--eval-freq", "100", "--eval-episodes", "1", "-f", str(tmp_path), "--device", "cpu"]
     monkeypatch.setattr(sys, "argv", ["train", "--algo", "a2c", "--env", "CartPole-v1", "-n", "300", *flags, *params])
     train()

@@ -17,27 +17,27 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 # A module imports from the layers below and from its own.
 ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
 LAYERS = {
-    "sb3_pg.common.checks": ARRAYS,
-    "sb3_pg.common.returns": ARRAYS,
-    "sb3_pg.common.baselines": ARRAYS,
-    "sb3_pg.common.gradients": ARRAYS,
+    "sb3_pg.common.validation": ARRAYS,
+    "sb3_pg.estimators.returns": ARRAYS,
+    "sb3_pg.estimators.baselines": ARRAYS,
+    "sb3_pg.fast.gradients": ARRAYS,
     "sb3_pg.common.losses": TENSORS,
     "sb3_pg.common.tuning": TENSORS,
     "sb3_pg.common.distributions": TENSORS,
-    "sb3_pg.common.fused_mlp": TENSORS,
-    "sb3_pg.common.optimizers": TENSORS,
-    "sb3_pg.common.written_out": TENSORS,
+    "sb3_pg.fast.fused_mlp": TENSORS,
+    "sb3_pg.fast.optimizers": TENSORS,
+    "sb3_pg.fast.written_out": TENSORS,
     "sb3_pg.common.buffers": TRAINING,
-    "sb3_pg.common.policies": TRAINING,
-    "sb3_pg.common.numpy_networks": TRAINING,
-    "sb3_pg.common.vec_envs": TRAINING,
-    "sb3_pg.common.repairs": TRAINING,
+    "sb3_pg.common.networks": TRAINING,
+    "sb3_pg.fast.numpy_networks": TRAINING,
+    "sb3_pg.fast.envs": TRAINING,
+    "sb3_pg.common.base": TRAINING,
     "sb3_pg.common.on_policy": TRAINING,
     "sb3_pg.common.off_policy": TRAINING,
     "sb3_pg.common.actor_critic": TRAINING,
     "sb3_pg.registry": REGISTRY,
     "sb3_pg.diagnose": TOOL,
-    "sb3_pg.envpool": TOOL,
+    "sb3_pg.envs.envpool": TOOL,
     "sb3_pg.zoo": TOOL,
 }
 # What a layer may import from outside, besides the standard library; None is anything.
@@ -96,7 +96,7 @@ def imports_of(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
                 raise ValueError("write imports absolute, as everywhere else")
-            # `from sb3_pg.common import returns` imports sb3_pg.common.returns, `from sb3_pg import VPG` the top.
+            # `from sb3_pg.common import returns` imports sb3_pg.estimators.returns, `from sb3_pg import VPG` the top.
             spread = node.module == "sb3_pg.common"
             yield from (f"{node.module}.{alias.name}" for alias in node.names) if spread else [node.module]
 
@@ -131,8 +131,8 @@ def test_imports_run_one_way(path: Path) -> None:
 @pytest.mark.parametrize(
     ("module", "source"),
     [
-        ("sb3_pg.common.returns", "import torch as th"),
-        ("sb3_pg.common.baselines", "def f():\n    from stable_baselines3.common.buffers import RolloutBuffer"),
+        ("sb3_pg.estimators.returns", "import torch as th"),
+        ("sb3_pg.estimators.baselines", "def f():\n    from stable_baselines3.common.buffers import RolloutBuffer"),
         ("sb3_pg.common.losses", "from sb3_pg.common import buffers"),
         ("sb3_pg.common.losses", "import stable_baselines3"),
         ("sb3_pg.common.buffers", "from sb3_pg.vpg import vpg"),

@@ -10,8 +10,8 @@ import torch as th
 from graphs import is_fused
 
 from sb3_pg import SVG0, NStepA2C
-from sb3_pg.common.numpy_networks import numpy_networks
-from sb3_pg.common.optimizers import _plan_of
+from sb3_pg.fast.numpy_networks import numpy_networks
+from sb3_pg.fast.optimizers import _plan_of
 
 
 @pytest.fixture(scope="module")

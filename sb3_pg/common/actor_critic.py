@@ -12,11 +12,11 @@ from stable_baselines3.common.utils import update_learning_rate
 
 from sb3_pg.common import losses
 from sb3_pg.common.buffers import PolicyGradientBuffer
-from sb3_pg.common.numpy_networks import clip_gradient
+from sb3_pg.common.networks import ParameterGroups, parameter_groups
 from sb3_pg.common.on_policy import RolloutCollector, as_schedule
-from sb3_pg.common.optimizers import take_step
-from sb3_pg.common.policies import ParameterGroups, parameter_groups
-from sb3_pg.common.returns import FloatArray
+from sb3_pg.estimators.returns import FloatArray
+from sb3_pg.fast.numpy_networks import clip_gradient
+from sb3_pg.fast.optimizers import take_step
 
 
 class Batch(NamedTuple):

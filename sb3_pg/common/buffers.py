@@ -1,4 +1,4 @@
-"""Rollout storage of the on-policy algorithms. Calls :mod:`sb3_pg.common.returns`, holds no maths."""
+"""Rollout storage of the on-policy algorithms. Calls :mod:`sb3_pg.estimators.returns`, holds no maths."""
 
 from typing import Any, NamedTuple
 
@@ -9,8 +9,8 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 
-from sb3_pg.common.baselines import IntArray, episode_ids
-from sb3_pg.common.returns import BoolArray, FloatArray
+from sb3_pg.estimators.baselines import IntArray, episode_ids
+from sb3_pg.estimators.returns import BoolArray, FloatArray
 
 Array = npt.NDArray[Any]
 Observations = Array | dict[str, Array]

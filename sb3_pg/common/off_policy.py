@@ -10,8 +10,9 @@ from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.policies import ContinuousCritic
 from torch import nn
 
-from sb3_pg.common.fused_mlp import MIN_REDUCED, FusedMLP, reduced_precision, reducible
-from sb3_pg.common.repairs import RepairedAlgorithm, written_whole
+from sb3_pg.common.base import RepairedAlgorithm
+from sb3_pg.common.files import atomic_write
+from sb3_pg.fast.fused_mlp import MIN_REDUCED, FusedMLP, reduced_precision, reducible
 
 
 class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
@@ -25,7 +26,7 @@ class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
 
         :param path: file to write; ``.pkl`` is added to a name without suffix
         """
-        with written_whole(path, "pkl") as part:
+        with atomic_write(path, "pkl") as part:
             super().save_replay_buffer(part)
 
     def _check_precision(self) -> None:

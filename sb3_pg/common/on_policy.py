@@ -16,11 +16,11 @@ from stable_baselines3.common.type_aliases import Schedule
 from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, obs_as_tensor
 from stable_baselines3.common.vec_env import VecEnv
 
+from sb3_pg.common.base import RepairedAlgorithm
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
-from sb3_pg.common.numpy_networks import NumpyNetworks, numpy_networks
-from sb3_pg.common.policies import index_observations
-from sb3_pg.common.repairs import RepairedAlgorithm
-from sb3_pg.common.returns import BoolArray, FloatArray
+from sb3_pg.common.networks import index_observations
+from sb3_pg.estimators.returns import BoolArray, FloatArray
+from sb3_pg.fast.numpy_networks import NumpyNetworks, numpy_networks
 
 # The values of a rollout are computed in batches of at most this many observations: enough to keep the processor busy, few
 # enough that the activations of an image network fit into memory.
@@ -39,7 +39,7 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
       wrong for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
     - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
       first ones that finish would be biased towards short episodes;
-    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.common.numpy_networks`). The
+    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.fast.numpy_networks`). The
       critic sees the whole rollout at once, afterwards, since its parameters do not change in between; the final
       observations of truncated episodes are one batch too;
     - after a callback has stopped the training in mid-rollout, the next ``learn()`` resets the environments.

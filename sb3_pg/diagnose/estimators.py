@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
-from sb3_pg.vpg.options import ADVANTAGE_ESTIMATORS, BASELINES, GAE_LAMBDA
+from sb3_pg.vpg.validation import ADVANTAGE_ESTIMATORS, BASELINES, GAE_LAMBDA
 
 DEFAULT_ESTIMATORS = (
     "total_return+none",

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
-from sb3_pg.common.policies import parameter_groups
+from sb3_pg.common.networks import parameter_groups
 from sb3_pg.diagnose.estimators import Estimator
 from sb3_pg.diagnose.policies import Task, number_of_environments
 from sb3_pg.vpg.vpg import VPG

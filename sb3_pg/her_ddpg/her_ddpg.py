@@ -27,12 +27,12 @@ from torch.nn import functional as F
 
 from sb3_pg.common import losses
 from sb3_pg.common.off_policy import OffPolicyBase
-from sb3_pg.common.optimizers import descend, take_step
-from sb3_pg.common.written_out import Remembered, fit_critics
-from sb3_pg.her_ddpg import written_out
+from sb3_pg.fast.optimizers import descend, take_step
+from sb3_pg.fast.written_out import Remembered, fit_critics
+from sb3_pg.her_ddpg import fast as written_out
 from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
-from sb3_pg.her_ddpg.options import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 from sb3_pg.her_ddpg.policies import MultiInputPolicy
+from sb3_pg.her_ddpg.validation import ACTION_NOISE_STD, check_environment, check_options, default_gamma
 
 SelfHERDDPG = TypeVar("SelfHERDDPG", bound="HERDDPG")
 

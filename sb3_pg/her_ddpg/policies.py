@@ -11,9 +11,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule, TensorDi
 from stable_baselines3.td3.policies import Actor, TD3Policy
 from torch import nn
 
-from sb3_pg.common.fused_mlp import FusedMLP
 from sb3_pg.common.off_policy import fuse_critics
-from sb3_pg.common.optimizers import with_fused_adam
+from sb3_pg.fast.fused_mlp import FusedMLP
+from sb3_pg.fast.optimizers import with_fused_adam
 from sb3_pg.her_ddpg.normalizer import GoalNormalizer
 
 NET_ARCH = [256, 256, 256]

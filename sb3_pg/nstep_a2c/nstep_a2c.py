@@ -11,12 +11,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common import baselines, returns
 from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch
 from sb3_pg.common.buffers import PolicyGradientBuffer
-from sb3_pg.common.returns import FloatArray
-from sb3_pg.nstep_a2c.options import check_environments, check_options, optimizer_kwargs
+from sb3_pg.estimators import baselines, returns
+from sb3_pg.estimators.returns import FloatArray
 from sb3_pg.nstep_a2c.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
+from sb3_pg.nstep_a2c.validation import check_environments, check_options, optimizer_kwargs
 
 # What A2C uses if nothing else is asked for, and what stands in its files: ours takes their place.
 SB3_BUFFERS = (RolloutBuffer, DictRolloutBuffer)

@@ -11,7 +11,7 @@ from stable_baselines3.common.buffers import DictReplayBuffer, ReplayBuffer
 from stable_baselines3.common.type_aliases import TensorDict
 from stable_baselines3.common.vec_env import VecNormalize
 
-from sb3_pg.common.returns import BoolArray, FloatArray
+from sb3_pg.estimators.returns import BoolArray, FloatArray
 
 Array = npt.NDArray[Any]
 Indices = npt.NDArray[np.intp]
@@ -20,7 +20,7 @@ Indices = npt.NDArray[np.intp]
 class SequenceSamples(NamedTuple):
     """
     B segments of T steps. Tensors are flattened in time-major order, ``[T * B, ...]``; arrays are ``[T, B]``, as
-    :mod:`sb3_pg.common.returns` reads them.
+    :mod:`sb3_pg.estimators.returns` reads them.
 
     :param observations: ``[T * B, ...]``
     :param samples: what the Gaussian drew, before tanh or clipping, ``[T * B, A]``

@@ -8,8 +8,8 @@ from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg.common.distributions import LOG_SQRT_2_PI
-from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP
-from sb3_pg.common.numpy_networks import Array, Float32Array, NumpyMLP, flatten_observations, numpy_mlp
+from sb3_pg.fast.fused_mlp import FusedLinear, FusedMLP
+from sb3_pg.fast.numpy_networks import Array, Float32Array, NumpyMLP, flatten_observations, numpy_mlp
 from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, Scale, SVG0Policy
 
 

@@ -18,9 +18,9 @@ from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
 from sb3_pg.common.distributions import COVARIANCES, GaussianActions, n_off_diagonal, n_standard_deviations
-from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP
 from sb3_pg.common.off_policy import fuse_critics
-from sb3_pg.common.optimizers import with_fused_adam
+from sb3_pg.fast.fused_mlp import FusedLinear, FusedMLP
+from sb3_pg.fast.optimizers import with_fused_adam
 
 # As in SB3's SAC: below, the density overflows; above, a squashed sample is always at one of its bounds.
 LOG_STD_MIN = -20

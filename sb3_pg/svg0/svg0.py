@@ -16,16 +16,18 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Rollout
 from stable_baselines3.common.utils import get_parameters_by_name
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common import losses, returns
+from sb3_pg.common import losses
 from sb3_pg.common.distributions import GaussianActions, log_tanh_derivative
 from sb3_pg.common.off_policy import OffPolicyBase
-from sb3_pg.common.optimizers import descend, take_step
-from sb3_pg.common.returns import FloatArray
-from sb3_pg.common.written_out import Remembered, fit_critics, lowest_values
-from sb3_pg.svg0 import written_out
+from sb3_pg.estimators import returns
+from sb3_pg.estimators.returns import FloatArray
+from sb3_pg.fast.optimizers import descend, take_step
+from sb3_pg.fast.written_out import Remembered, fit_critics, lowest_values
+from sb3_pg.svg0 import fast as written_out
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer, SequenceSamples
 from sb3_pg.svg0.numpy_actor import NumpyActor, numpy_actor
-from sb3_pg.svg0.options import (
+from sb3_pg.svg0.policies import CnnPolicy, GaussianActor, MlpPolicy, MultiInputPolicy, QNetworks, SVG0Policy
+from sb3_pg.svg0.validation import (
     NETWORK_OPTIONS,
     automatic_values,
     check_options,
@@ -33,7 +35,6 @@ from sb3_pg.svg0.options import (
     resolve_correction,
     resolve_segment_length,
 )
-from sb3_pg.svg0.policies import CnnPolicy, GaussianActor, MlpPolicy, MultiInputPolicy, QNetworks, SVG0Policy
 
 SelfSVG0 = TypeVar("SelfSVG0", bound="SVG0")
 Array = npt.NDArray[Any]

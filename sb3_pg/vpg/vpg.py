@@ -13,14 +13,15 @@ from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
 from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
 from stable_baselines3.common.utils import explained_variance
 
-from sb3_pg.common import baselines, losses, returns
+from sb3_pg.common import losses
 from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch, PolicyStep
 from sb3_pg.common.buffers import PolicyGradientBuffer
-from sb3_pg.common.numpy_networks import clip_gradient
-from sb3_pg.common.policies import index_observations
-from sb3_pg.common.returns import FloatArray
-from sb3_pg.vpg.options import GAE_LAMBDA, check_environments, check_options, resolve_n_steps, resolve_n_value_updates
+from sb3_pg.common.networks import index_observations
+from sb3_pg.estimators import baselines, returns
+from sb3_pg.estimators.returns import FloatArray
+from sb3_pg.fast.numpy_networks import clip_gradient
 from sb3_pg.vpg.policies import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
+from sb3_pg.vpg.validation import GAE_LAMBDA, check_environments, check_options, resolve_n_steps, resolve_n_value_updates
 
 SelfVPG = TypeVar("SelfVPG", bound="VPG")
 

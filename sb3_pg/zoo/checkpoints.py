@@ -5,7 +5,7 @@ from pathlib import Path
 
 from stable_baselines3.common.callbacks import CheckpointCallback
 
-from sb3_pg.common.repairs import written_whole
+from sb3_pg.common.files import atomic_write
 
 REPLAY_BUFFER, VEC_NORMALIZE = "replay_buffer_", "vecnormalize_"
 _MODEL = r"rl_model_(\d+)_steps\.zip"
@@ -47,7 +47,7 @@ class Checkpoints(CheckpointCallback):
         normalizer = self.model.get_vec_normalize_env()
         if normalizer is not None:
             for path in (self._path_of(VEC_NORMALIZE), self.stats_path):
-                with written_whole(path, "pkl") as part:
+                with atomic_write(path, "pkl") as part:
                     normalizer.save(str(part))
 
     def _save_replay_buffer(self) -> Path | None:

@@ -9,7 +9,7 @@ import torch as th
 from goal_envs import point_envs
 
 from sb3_pg import HERDDPG
-from sb3_pg.common.fused_mlp import MIN_ONEDNN_ROWS
+from sb3_pg.fast.fused_mlp import MIN_ONEDNN_ROWS
 from sb3_pg.her_ddpg.policies import GoalActor
 
 Options = dict[str, Any]

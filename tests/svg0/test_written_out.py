@@ -15,7 +15,7 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import SVG0
-from sb3_pg.common.fused_mlp import MIN_ONEDNN_ROWS, FusedMLP
+from sb3_pg.fast.fused_mlp import MIN_ONEDNN_ROWS, FusedMLP
 from sb3_pg.svg0 import MlpPolicy
 from sb3_pg.svg0.policies import GaussianActor
 

@@ -15,7 +15,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import VPG
-from sb3_pg.vpg.options import GAE_LAMBDA
+from sb3_pg.vpg.validation import GAE_LAMBDA
 
 RATE, VALUE_RATE, GAMMA = 0.3, 0.05, 0.8
 

@@ -18,7 +18,7 @@ from stable_baselines3.common.callbacks import CheckpointCallback
 from stable_baselines3.common.save_util import load_from_zip_file
 from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
-from sb3_pg.common.repairs import written_whole
+from sb3_pg.common.files import atomic_write
 from sb3_pg.registry import ALGOS
 from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, VEC_NORMALIZE, Checkpoints, beside, has_lost_its_buffer
 
@@ -212,7 +212,7 @@ def cut_off(path: Path) -> None:
     """
     :param path: to be written, but only in part
     """
-    with written_whole(path, "zip") as part:
+    with atomic_write(path, "zip") as part:
         Path(str(part)).write_text("aft")
         raise KeyboardInterrupt
 
@@ -224,7 +224,7 @@ def test_a_file_is_written_whole_or_not_at_all(tmp_path: Path) -> None:
         cut_off(path)
     assert path.read_text() == "before"
     assert list(tmp_path.iterdir()) == [path]
-    with written_whole(str(path), "zip") as part:
+    with atomic_write(str(path), "zip") as part:
         Path(str(part)).write_text("after")
     assert path.read_text() == "after"
 
@@ -268,7 +268,7 @@ def fail_when_interrupted(path: Path) -> None:
     """
     :param path: to be written, which fails
     """
-    with written_whole(path, "zip"):
+    with atomic_write(path, "zip"):
         os.kill(os.getpid(), signal.SIGINT)
         raise OSError("no space left")
 
@@ -299,7 +299,7 @@ def test_models_are_saved_by_other_threads(make_model: Callable[..., Any], tmp_p
 
 def test_the_name_of_a_folder_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "model.zip").mkdir()
-    with written_whole(tmp_path / "model", "zip") as part:
+    with atomic_write(tmp_path / "model", "zip") as part:
         Path(str(part)).write_text("text")
     assert (tmp_path / "model.zip_2").read_text() == "text"
 

@@ -8,8 +8,8 @@ import pytest
 import torch as th
 from torch import nn
 
-from sb3_pg.common import optimizers
-from sb3_pg.common.optimizers import descend, take_step, with_fused_adam
+from sb3_pg.fast import optimizers
+from sb3_pg.fast.optimizers import descend, take_step, with_fused_adam
 
 Make = Callable[[list[Any]], th.optim.Optimizer]
 

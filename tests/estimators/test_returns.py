@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_pg.common import returns
+from sb3_pg.estimators import returns
 
 Array = npt.NDArray[Any]
 NAN = float("nan")

@@ -17,7 +17,8 @@ from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_pg import VPG
 from sb3_pg.common.buffers import PolicyGradientBuffer, PolicyGradientDictBuffer
-from sb3_pg.vpg import LinearPolicy, options
+from sb3_pg.vpg import LinearPolicy
+from sb3_pg.vpg import validation as options
 
 EPISODES: Options = {"n_episodes": 4}
 TOTAL: Options = {**EPISODES, "advantage_estimator": "total_return", "baseline": "none"}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecNormalize
 
-from sb3_pg.common.vec_envs import quick_copies, quick_deepcopy
+from sb3_pg.fast.envs import quick_copies, quick_deepcopy
 
 ATOMS = st.one_of(st.none(), st.booleans(), st.integers(), st.floats(allow_nan=False), st.text(), st.just(np.float32(0.5)))
 VALUES = st.recursive(ATOMS, lambda inner: st.one_of(st.lists(inner), st.dictionaries(st.text(), inner), st.tuples(inner)))

@@ -1,12 +1,12 @@
-"""The updates of HERDDPG with their gradients written out, see :mod:`sb3_pg.common.written_out`."""
+"""The updates of HERDDPG with their gradients written out, see :mod:`sb3_pg.fast.written_out`."""
 
 from typing import NamedTuple
 
 import torch as th
 from torch import nn
 
-from sb3_pg.common.fused_mlp import Layers, Pass
-from sb3_pg.common.written_out import layers_of, lowest_value_gradient, lowest_values
+from sb3_pg.fast.fused_mlp import Layers, Pass
+from sb3_pg.fast.written_out import layers_of, lowest_value_gradient, lowest_values
 from sb3_pg.her_ddpg.policies import GoalActor, GoalCritic, MultiInputPolicy
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from sb3_pg import VPG, NStepA2C
 from sb3_pg.common import losses
-from sb3_pg.common.numpy_networks import NumpyNetworks, clip_gradient, numpy_networks
+from sb3_pg.fast.numpy_networks import NumpyNetworks, clip_gradient, numpy_networks
 from sb3_pg.vpg.policies import LinearPolicy
 
 VECTOR = spaces.Box(-1, 1, (3,))

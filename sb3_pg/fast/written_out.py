@@ -14,7 +14,7 @@ import torch as th
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers, Pass
+from sb3_pg.fast.fused_mlp import FusedLinear, FusedMLP, Layers, Pass
 
 T = TypeVar("T")
 _STACKS = (FusedMLP, FusedLinear)

@@ -1,67 +1,16 @@
-"""Repairs of SB3's base class that all our algorithms need."""
+"""What all our algorithms change in SB3's base class."""
 
-import contextlib
 import io
-import signal
-import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from types import FrameType
 from typing import Any, TypeVar
 
 from stable_baselines3.common.base_class import BaseAlgorithm
 
-from sb3_pg.common.vec_envs import quick_copies
+from sb3_pg.common.files import atomic_write
+from sb3_pg.fast.envs import quick_copies
 
 SelfRepaired = TypeVar("SelfRepaired", bound="RepairedAlgorithm")
-
-
-@contextlib.contextmanager
-def uninterrupted() -> Iterator[None]:
-    """
-    Put Ctrl-C off until the end of the block, when it does what it would have done. PyTorch's writer of zip files would turn
-    ``KeyboardInterrupt`` into a ``RuntimeError``, with which a training ends that should have been saved.
-
-    Only the main thread gets signals; in another one, and where Ctrl-C is ignored, this does nothing.
-    """
-    handler = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(handler):
-        yield
-        return
-    frames: list[FrameType | None] = []
-    signal.signal(signal.SIGINT, lambda _, frame: frames.append(frame))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if frames:
-            handler(signal.SIGINT, frames[0])
-
-
-@contextlib.contextmanager
-def written_whole(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[str | Path | io.BufferedIOBase]:
-    """
-    Write a file beside its place and rename it at the end, so that an earlier file of that name stays whole until then. Ctrl-C
-    has to wait until it is written.
-
-    :param path: of the file, named as SB3's functions would; an open file is passed on as it is
-    :param suffix: added to a name that has none
-    :return: where to write
-    """
-    if isinstance(path, io.BufferedIOBase):
-        with uninterrupted():
-            yield path
-        return
-    final = Path(path) if Path(path).suffix else Path(f"{path}.{suffix}")
-    if final.is_dir():
-        final = Path(f"{final}_2")
-    part = final.with_name(f"{final.name}.part")
-    with uninterrupted():
-        try:
-            yield part
-            part.replace(final)
-        finally:
-            part.unlink(missing_ok=True)
 
 
 class RepairedAlgorithm(BaseAlgorithm):
@@ -104,5 +53,5 @@ class RepairedAlgorithm(BaseAlgorithm):
         :param include: names of attributes to save although they are left out by default
         """
         # SB3 writes in place, and the best model so far would be lost.
-        with written_whole(path, "zip") as part:
+        with atomic_write(path, "zip") as part:
             super().save(part, exclude, include)

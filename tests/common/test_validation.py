@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sb3_pg.common.checks import check_fraction, check_integer, check_max_grad_norm, check_return_steps
+from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
 NO_NUMBERS: list[Any] = [None, "1", "", True, np.True_, [1], 1j, float("nan")]
 

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from sb3_pg.common import baselines
-from sb3_pg.common.returns import total_returns
+from sb3_pg.estimators import baselines
+from sb3_pg.estimators.returns import total_returns
 
 Array = npt.NDArray[Any]
 PROPERTY = settings(max_examples=100, deadline=None)

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from gymnasium import spaces
 
-from sb3_pg.common.checks import is_number
 from sb3_pg.common.distributions import COVARIANCES
+from sb3_pg.common.validation import is_number
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
 
 if TYPE_CHECKING:

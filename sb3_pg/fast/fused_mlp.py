@@ -16,7 +16,7 @@ from torch.autograd.function import FunctionCtx
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sb3_pg.common.optimizers import set_gradient
+from sb3_pg.fast.optimizers import set_gradient
 
 # Products with few columns are several times faster as the transpose of the transposed product.
 FEW_COLUMNS = 128

@@ -7,7 +7,7 @@ not enough, since the other steps of an episode depend on its actions. So the sc
 import numpy as np
 import numpy.typing as npt
 
-from sb3_pg.common.returns import BoolArray, FloatArray, episode_start_rows
+from sb3_pg.estimators.returns import BoolArray, FloatArray, episode_start_rows
 
 IntArray = npt.NDArray[np.intp]
 

@@ -1,4 +1,4 @@
-"""The updates of SVG(0) with their gradients written out, see :mod:`sb3_pg.common.written_out`."""
+"""The updates of SVG(0) with their gradients written out, see :mod:`sb3_pg.fast.written_out`."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,9 @@ import torch as th
 from stable_baselines3.common.torch_layers import FlattenExtractor
 
 from sb3_pg.common.distributions import GaussianActions
-from sb3_pg.common.fused_mlp import ALL, FusedLinear, Layers, Pass
-from sb3_pg.common.optimizers import set_gradient
-from sb3_pg.common.written_out import layers_of, lowest_value_gradient
+from sb3_pg.fast.fused_mlp import ALL, FusedLinear, Layers, Pass
+from sb3_pg.fast.optimizers import set_gradient
+from sb3_pg.fast.written_out import layers_of, lowest_value_gradient
 from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, QNetworks, Scale, SVG0Policy
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
-from sb3_pg.common import fused_mlp
-from sb3_pg.common.fused_mlp import (
+from sb3_pg.fast import fused_mlp
+from sb3_pg.fast.fused_mlp import (
     FEW_COLUMNS,
     MIN_ONEDNN,
     MIN_ONEDNN_ROWS,
@@ -24,7 +24,7 @@ from sb3_pg.common.fused_mlp import (
     reduced_precision,
     reducible,
 )
-from sb3_pg.common.optimizers import descend
+from sb3_pg.fast.optimizers import descend
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from gymnasium import spaces
 
-from sb3_pg.common.checks import check_fraction, check_integer, check_max_grad_norm, check_return_steps
+from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
 if TYPE_CHECKING:
     from sb3_pg.vpg.vpg import VPG

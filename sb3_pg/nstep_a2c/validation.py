@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
-from sb3_pg.common.checks import check_fraction, check_integer, check_max_grad_norm, check_return_steps
+from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
 if TYPE_CHECKING:
     from sb3_pg.nstep_a2c.nstep_a2c import NStepA2C

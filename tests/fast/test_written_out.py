@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from sb3_pg.common import losses
-from sb3_pg.common.fused_mlp import FusedLinear, FusedMLP, Layers
-from sb3_pg.common.written_out import Remembered, Snapshot, fit_critics, layers_of, lowest_value_gradient, lowest_values
+from sb3_pg.fast.fused_mlp import FusedLinear, FusedMLP, Layers
+from sb3_pg.fast.written_out import Remembered, Snapshot, fit_critics, layers_of, lowest_value_gradient, lowest_values
 
 Change = Callable[[Any], object]
 

@@ -9,7 +9,7 @@ from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFreq
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common.checks import is_number
+from sb3_pg.common.validation import is_number
 from sb3_pg.her_ddpg.buffers import (
     Array,
     HindsightReplayBuffer,

@@ -11,7 +11,7 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_pg.common.policies import ParameterGroups, index_observations, parameter_groups
+from sb3_pg.common.networks import ParameterGroups, index_observations, parameter_groups
 from sb3_pg.vpg import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
 
 VECTOR, IMAGE = OBSERVATION_SPACES["box"], spaces.Box(0, 255, (1, 36, 36), np.uint8)

@@ -19,8 +19,8 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor, MlpExtractor
 
-from sb3_pg.common.fused_mlp import FusedLinear
-from sb3_pg.common.gradients import (
+from sb3_pg.fast.fused_mlp import FusedLinear
+from sb3_pg.fast.gradients import (
     PolicyGradient,
     categorical_log_prob,
     categorical_policy_gradient,

@@ -1,0 +1,1 @@
+"""Vectorised environments for any algorithm of Stable-Baselines3."""

@@ -1,0 +1,1 @@
+"""Returns and baselines: pure numpy, time-major arrays ``[T, N]``."""

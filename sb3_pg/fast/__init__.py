@@ -1,0 +1,1 @@
+"""The same updates, faster. :func:`select` is the one door."""
