@@ -34,21 +34,22 @@ class PolicyGradientBuffer(RolloutBuffer):
     and, for collection by whole episodes, a length that is known only at the end.
 
     Differences to SB3's ``RolloutBuffer``: all arrays are time-major ``[T, N, ...]`` and stay so; storage is allocated once,
-    doubled when it is full and reused by the next rollout; values, returns and advantages are set at the end of the rollout.
+    doubled when it is full and reused by the next rollout; returns and advantages are set at the end of the rollout.
 
     - ``rewards``, ``terminated``, ``truncated``: what the environments returned at each step;
     - ``episode_starts``: the step is the first of its episode;
     - ``episode_steps``: number of steps between the episode's first step and this one, also if that was in an earlier rollout;
     - ``used``: the step belongs to the batch. In collection by whole episodes an environment that has delivered its quota
       goes on stepping with the others, and its further steps are not used;
-    - ``values``, ``next_values``, ``returns``, ``advantages``: ``[T, N]``, set by the algorithm after the last step.
+    - ``values``: what the critic said of the observations while acting; only if ``has_values``, otherwise set by the algorithm;
+    - ``next_values``, ``returns``, ``advantages``: ``[T, N]``, set by the algorithm after the last step.
 
     :param buffer_size: number of steps for which storage is allocated at first
     :param observation_space: observation space
     :param action_space: action space
     :param device: PyTorch device
     :param gae_lambda: unused, the algorithm calls the estimators itself; kept for SB3's signature
-    :param gamma: unused, likewise
+    :param gamma: unused, for the same reason
     :param n_envs: number of environments N
     """
 
@@ -63,6 +64,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         """Forget the rollout. The storage is kept."""
         self.pos = 0
         self.full = False
+        self.has_values = True
         self.final_observations: list[Observations] = []
         self.final_indices: list[tuple[int, int]] = []
         if not hasattr(self, "_storage"):
@@ -88,6 +90,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         terminated: BoolArray,
         truncated: BoolArray,
         used: BoolArray,
+        values: FloatArray | None = None,
     ) -> None:
         """
         Append one vectorised step.
@@ -99,6 +102,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         :param terminated: ``[N]``, bool
         :param truncated: ``[N]``, bool
         :param used: ``[N]``, bool
+        :param values: ``[N]``; ``None``: not known
         """
         if self.pos == self.capacity:
             self._grow()
@@ -112,6 +116,10 @@ class PolicyGradientBuffer(RolloutBuffer):
         storage["terminated"][t] = terminated
         storage["truncated"][t] = truncated
         storage["used"][t] = used
+        if values is None:
+            self.has_values = False
+        else:
+            storage["values"][t] = values
         self.pos += 1
 
     def add_final_observation(self, env_index: int, final_observation: Observations) -> None:
@@ -176,7 +184,9 @@ class PolicyGradientBuffer(RolloutBuffer):
     def _layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:
         """Shape of one environment's step, and dtype, of each array."""
         flags: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("terminated", "truncated", "used"), ((), np.bool_))
-        floats: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("rewards", "episode_starts"), ((), np.float32))
+        floats: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(
+            ("rewards", "episode_starts", "values"), ((), np.float32)
+        )
         # A Gaussian samples real numbers, also for a Box of integers.
         dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
         actions = {"actions": ((self.action_dim,), dtype)}
@@ -199,7 +209,7 @@ class PolicyGradientBuffer(RolloutBuffer):
 
     def _expose(self, length: int) -> None:
         """Point the public attributes at the first ``length`` rows of the storage."""
-        for name in ("actions", "rewards", "episode_starts", "terminated", "truncated", "used"):
+        for name in ("actions", "rewards", "episode_starts", "values", "terminated", "truncated", "used"):
             setattr(self, name, self._storage[name][:length])
         self._expose_observations(length)
 

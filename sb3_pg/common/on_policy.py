@@ -1,55 +1,108 @@
-"""The one collect loop of the on-policy algorithms, by rollouts of fixed length or by whole episodes."""
+"""The one loop of the on-policy algorithms: collect a rollout, compute advantages, take gradient steps."""
 
-import math
 from abc import abstractmethod
 from collections import deque
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
-from stable_baselines3.common.type_aliases import Schedule
-from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, LinearSchedule, obs_as_tensor
+from stable_baselines3.common.save_util import load_from_zip_file
+from stable_baselines3.common.type_aliases import Schedule, TensorDict
+from stable_baselines3.common.utils import obs_as_tensor, update_learning_rate
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common.base import RepairedAlgorithm
+from sb3_pg.common import losses
+from sb3_pg.common.base import PolicyGradientAlgorithm
 from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
-from sb3_pg.common.networks import index_observations
+from sb3_pg.common.networks import index_observations, parameter_groups
+from sb3_pg.common.validation import parse_schedule
 from sb3_pg.estimators.returns import BoolArray, FloatArray
-from sb3_pg.fast.numpy_networks import NumpyNetworks, numpy_networks
 
-# The values of a rollout are computed in batches of at most this many observations: enough to keep the processor busy, few
-# enough that the activations of an image network fit into memory.
+# Values are computed in batches of at most this many observations, so that the activations of an image network fit into memory.
 VALUE_BATCH_SIZE = 4096
 # Steps for which storage is allocated before the length of the episodes is known.
 INITIAL_EPISODE_CAPACITY = 128
 
 
-class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
+class Batch(NamedTuple):
     """
-    Collects rollouts for VPG and NStepA2C.
+    What the policy learns from, flattened to ``[S, ...]``.
 
-    It differs from SB3's ``OnPolicyAlgorithm.collect_rollouts`` in four ways:
+    :param observations: what the policy saw
+    :param actions: what it sampled
+    :param weights: what multiplies the score of each step
+    :param scale: 1 / (number of episodes), or 1 / S for rollouts of fixed length
+    """
 
-    - rewards are stored as they come. SB3 adds ``gamma V(final observation)`` to the reward of a truncated step, which is
-      wrong for every estimator that does not bootstrap in just that way; here truncation is stored apart from termination;
+    observations: th.Tensor | TensorDict
+    actions: th.Tensor
+    weights: th.Tensor
+    scale: float
+
+
+class PolicyStep(NamedTuple):
+    """
+    What is logged of a gradient step.
+
+    :param log_prob: ``[S]``, log-probability of the actions before the step
+    :param policy_loss: see :func:`sb3_pg.common.losses.policy_gradient_loss`
+    :param entropy_loss: see :func:`sb3_pg.common.losses.entropy_loss`
+    :param value_loss: mean squared error of the critic, ``None`` if it took no part
+    :param grad_norm: norm of the gradient before clipping
+    """
+
+    log_prob: FloatArray
+    policy_loss: float
+    entropy_loss: float
+    value_loss: float | None
+    grad_norm: float
+
+
+class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
+    """
+    Rollouts, an advantage for each step, and gradient steps of an actor whose critic may have an optimizer of its own.
+
+    A subclass says what is estimated (:meth:`_returns`, :meth:`_baseline_values`) and how the networks are updated (``train``).
+    Collecting differs from SB3's ``OnPolicyAlgorithm`` in three ways:
+
+    - rewards are stored as the environment gave them, and truncation apart from termination. SB3 adds
+      ``gamma V(final observation)`` to the reward of a truncated step, which is wrong for every estimator that does not
+      bootstrap in just that way;
     - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
       first ones that finish would be biased towards short episodes;
-    - acting evaluates the policy alone, in numpy where it is a standard one (:mod:`sb3_pg.fast.numpy_networks`). The
-      critic sees the whole rollout at once, afterwards, since its parameters do not change in between; the final
-      observations of truncated episodes are one batch too;
-    - after a callback has stopped the training in mid-rollout, the next ``learn()`` resets the environments.
+    - after a callback has stopped the training run in mid-rollout, the next ``learn()`` resets the environments.
     """
 
+    # The options with which actor and critic have one optimizer, for the message.
+    _joint_critic: ClassVar[str] = "value_learning_rate=None"
     rollout_buffer: PolicyGradientBuffer
+    n_steps: int | None  # type: ignore[assignment]  # SB3 says int; with whole episodes there is no such number
     n_episodes: int | None
+    normalize_advantage: bool
+    value_learning_rate: float | str | Schedule | None
+    # None: the critic is part of the policy's optimizer, or there is none.
+    value_optimizer: th.optim.Optimizer | None
     _episode_steps: npt.NDArray[np.int64]
-    # The fast path; None: there is none for this policy, or learn() has not looked yet.
-    _numpy_networks: NumpyNetworks | None = None
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is learned."""
+        return True
+
+    @property
+    def _critic_has_own_optimizer(self) -> bool:
+        return self.value_learning_rate is not None
+
+    @property
+    def _resolved_vf_coef(self) -> float:
+        return 0.5 if self.vf_coef is None else self.vf_coef
+
+    # ---- collecting --------------------------------------------------------------------------------------------------------
 
     def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
         self,
@@ -65,22 +118,25 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
         :param callback: called after each vectorised step
         :param rollout_buffer: filled with the rollout
         :param n_rollout_steps: steps per environment; ``None``: whole episodes
-        :return: False if a callback stopped the training
+        :return: False if a callback stopped the training run
         """
-        self._set_evaluation_mode()
+        if self.policy.training:
+            self.policy.set_training_mode(False)
         rollout_buffer.reset()
-        episodes_left = self._begin_rollout(env)
-        assert self._last_episode_starts is not None
-        steps_before = np.where(self._last_episode_starts, 0, self._steps_of_running_episodes(env.num_envs))
+        episodes_left, steps_before = self._start_rollout(env)
         used = np.ones(env.num_envs, dtype=np.bool_)
         n_steps = 0
+        steps = self._fast_path() or self
+        has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
         callback.on_rollout_start()
 
         while used.any() if n_rollout_steps is None else n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            assert self._last_obs is not None
-            actions = self._sample_actions(self._last_obs)
+            if has_callback:
+                # It may have changed the networks.
+                steps = self._fast_path() or self
+            actions, values = steps.sample_actions(self._last_obs)
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
@@ -92,7 +148,7 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
                 return False
 
             self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
-            self._store_step(rollout_buffer, actions, rewards, dones, infos, used)
+            self._store_step(rollout_buffer, actions, values, rewards, dones, infos, used)
             if n_rollout_steps is None:
                 episodes_left -= dones
                 used = episodes_left > 0
@@ -101,65 +157,36 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
 
         rollout_buffer.finish(steps_before)
         self._episode_steps = rollout_buffer.episode_steps[-1] + 1
-        self._complete_rollout(rollout_buffer)
+        self._compute_advantages(rollout_buffer)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
 
-    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        # The policy may have got hooks or methods of its own since.
-        self._numpy_networks = None
-        return super()._setup_learn(*args, **kwargs)
-
-    @abstractmethod
-    def _complete_rollout(self, rollout_buffer: PolicyGradientBuffer) -> None:
-        """Compute what the update needs, such as values, returns and advantages, from the stored rollout."""
-
-    def _begin_rollout(self, env: VecEnv) -> npt.NDArray[np.int64]:
+    def _start_rollout(self, env: VecEnv) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """
-        :return: ``[N]``, number of episodes each environment is to deliver; zeros if the rollout has a fixed length
+        :return: ``[N]`` each: number of episodes that each environment is to deliver (zeros if the rollout has a fixed
+            length), and number of steps that its running episode has taken already
         """
-        if self._numpy_networks is None or not self._numpy_networks.belong_to(self.policy):
-            self._numpy_networks = numpy_networks(self.policy)
         if self.use_sde:
             self.policy.reset_noise(env.num_envs)
-        if self.n_episodes is None:
-            return np.zeros(env.num_envs, dtype=np.int64)
-        self._reset_environments(env)
-        return np.full(env.num_envs, self.n_episodes // env.num_envs, dtype=np.int64)
-
-    def _start_statistics(self) -> None:
-        """Empty windows of episode statistics."""
-        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
+        quota = np.zeros(env.num_envs, dtype=np.int64)
+        if self.n_episodes is not None:
+            self._reset_environments(env)
+            quota += self.n_episodes // env.num_envs
+        steps = getattr(self, "_episode_steps", None)
+        if steps is None or len(steps) != env.num_envs:
+            # The environments have been replaced.
+            steps = np.zeros(env.num_envs, dtype=np.int64)
+        return quota, np.where(self._last_episode_starts, 0, steps)
 
     def _reset_environments(self, env: VecEnv) -> None:
         self._last_obs = env.reset()  # type: ignore[assignment]  # SB3 declares it as None
         self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
 
-    def _steps_of_running_episodes(self, n_envs: int) -> npt.NDArray[np.int64]:
-        """Number of steps of the running episodes, zeros if the environments have been replaced."""
-        steps = getattr(self, "_episode_steps", None)
-        return steps if steps is not None and len(steps) == n_envs else np.zeros(n_envs, dtype=np.int64)
-
-    def _set_evaluation_mode(self) -> None:
-        # To set it anew visits every module, at each rollout of a few steps.
-        if self.policy.training:
-            self.policy.set_training_mode(False)
-
-    def _sample_actions(self, obs: Observations) -> Array:
-        """
-        :param obs: observations, ``[N, ...]``
-        :return: actions as sampled, ``[N, *action_space.shape]``
-        """
-        if self._numpy_networks is not None:
-            sampled = self._numpy_networks.sample(np.asarray(obs))
-        else:
-            with th.no_grad():
-                distribution = self.policy.get_distribution(obs_as_tensor(obs, self.device))
-                sampled = distribution.get_actions().cpu().numpy()
-        assert self.action_space.shape is not None
-        return sampled.reshape(-1, *self.action_space.shape)
+    def _start_statistics(self) -> None:
+        """Empty windows of episode statistics."""
+        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
+        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
 
     def _environment_actions(self, actions: Array) -> Array:
         """Actions within the bounds of the action space."""
@@ -174,6 +201,7 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
         self,
         rollout_buffer: PolicyGradientBuffer,
         actions: Array,
+        values: FloatArray | None,
         rewards: Array,
         dones: BoolArray,
         infos: list[dict[str, Any]],
@@ -181,49 +209,208 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
     ) -> None:
         truncated = np.zeros_like(dones)
         for i in np.flatnonzero(dones):
-            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. Others may not
-            # tell the final observation: then there is nothing to bootstrap with.
+            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. If one does
+            # not tell the final observation, there is nothing to bootstrap with.
             truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
             if truncated[i] and used[i]:
                 rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
         assert self._last_obs is not None and self._last_episode_starts is not None
         terminated = dones & ~truncated
-        rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, terminated, truncated, used)
+        rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, terminated, truncated, used, values)
 
-    def _compute_values(self, rollout_buffer: PolicyGradientBuffer) -> None:
+    # ---- advantages --------------------------------------------------------------------------------------------------------
+
+    def _compute_advantages(self, buffer: PolicyGradientBuffer) -> None:
+        """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
+        if self.uses_critic:
+            self._compute_values(buffer)
+        buffer.returns = self._returns(buffer)
+        buffer.advantages = buffer.returns - self._baseline_values(buffer)
+
+    def _compute_values(self, buffer: PolicyGradientBuffer) -> None:
         """
-        Set ``values`` and ``next_values`` of a complete rollout, both ``[T, N]``: one batch for the stored observations, one
-        for the observations after the last step, one for the final observations of truncated episodes.
+        ``values[t] = V(s_t)`` unless acting has computed them, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
+        final observation of an episode that was truncated at t.
         """
-        self._set_evaluation_mode()
-        shape = rollout_buffer.rewards.shape
-        flat = rollout_buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
-        values = self._predict_values(flat).reshape(shape)
-        next_values = np.empty_like(values)
-        next_values[:-1] = values[1:]
+        steps = self._fast_path() or self
+        if not buffer.has_values:
+            flat = buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
+            buffer.values = steps.predict_values(flat).reshape(buffer.rewards.shape)
+        buffer.next_values = np.empty_like(buffer.values)
+        buffer.next_values[:-1] = buffer.values[1:]
         assert self._last_obs is not None
-        next_values[-1] = self._predict_values(obs_as_tensor(self._last_obs, self.device))
-        if rollout_buffer.final_indices:
-            rows, columns = zip(*rollout_buffer.final_indices, strict=True)
-            next_values[rows, columns] = self._predict_values(rollout_buffer.final_observations_tensor())
-        rollout_buffer.values, rollout_buffer.next_values = values, next_values
+        buffer.next_values[-1] = steps.predict_values(obs_as_tensor(self._last_obs, self.device))
+        if buffer.final_indices:
+            rows, columns = zip(*buffer.final_indices, strict=True)
+            buffer.next_values[rows, columns] = steps.predict_values(buffer.final_observations_tensor())
 
-    def _predict_values(self, obs: th.Tensor | dict[str, th.Tensor]) -> FloatArray:
+    @abstractmethod
+    def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
+
+    def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """What is subtracted from the returns, ``[T, N]``."""
+        return buffer.values
+
+    # ---- the steps of an update --------------------------------------------------------------------------------------------
+
+    def sample_actions(self, obs: Observations) -> tuple[Array, FloatArray | None]:
         """
-        :param obs: observations, ``[B, ...]``
-        :return: ``[B]``
+        Act.
+
+        :param obs: observations, ``[N, ...]``
+        :return: actions as sampled ``[N, *action_space.shape]``, and the critic's values ``[N]``; ``None``: not computed yet
         """
-        if self._numpy_networks is not None:
-            assert isinstance(obs, th.Tensor)
-            return self._numpy_networks.values(obs.numpy())
-        size = len(next(iter(obs.values())) if isinstance(obs, dict) else obs)
         with th.no_grad():
-            chunks = [
-                self.policy.predict_values(index_observations(obs, slice(i, i + VALUE_BATCH_SIZE)))
-                for i in range(0, size, VALUE_BATCH_SIZE)
-            ]
-        values: FloatArray = th.cat(chunks).flatten().cpu().numpy()
-        return values
+            actions, values, _ = self.policy(obs_as_tensor(obs, self.device))
+        assert self.action_space.shape is not None
+        return actions.cpu().numpy().reshape(-1, *self.action_space.shape), values.cpu().numpy().ravel()
+
+    def predict_values(self, observations: th.Tensor | TensorDict) -> FloatArray:
+        """
+        :param observations: ``[B, ...]``
+        :return: V(s), ``[B]``
+        """
+        if self.policy.training:
+            self.policy.set_training_mode(False)
+        size = len(next(iter(observations.values())) if isinstance(observations, dict) else observations)
+        parts = (slice(i, i + VALUE_BATCH_SIZE) for i in range(0, size, VALUE_BATCH_SIZE))
+        with th.no_grad():
+            values = th.cat([self.policy.predict_values(index_observations(observations, part)) for part in parts])
+        result: FloatArray = values.flatten().cpu().numpy()
+        return result
+
+    def action_log_prob(self, batch: Batch) -> FloatArray:
+        """
+        :param batch: observations and actions
+        :return: log pi(a_t | s_t) under the present policy, ``[S]``
+        """
+        self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again
+        with th.no_grad():
+            log_prob: FloatArray = self.policy.evaluate_actions(batch.observations, batch.actions)[1].cpu().numpy()
+        return log_prob
+
+    def policy_gradient(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
+        """
+        Set the gradients of ``-scale sum_t log pi(a_t | s_t) w_t`` (Williams 1992) minus the entropy bonus; with targets, of
+        the loss that actor and critic share (Mnih et al. 2016, algorithm S3). They are clipped together.
+
+        :param batch: what the policy learns from
+        :param targets: ``[S]``, what the critic learns; ``None``: the critic is left alone
+        :return: what is logged
+        """
+        self.policy.set_training_mode(True)
+        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale)
+        entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
+        loss = policy_loss + self.ent_coef * entropy_loss
+        value_loss = None if targets is None else losses.value_loss(values.flatten(), targets)
+        if value_loss is not None:
+            loss = loss + self._resolved_vf_coef * value_loss
+        norm = self._backpropagate(loss)
+        value_item = None if value_loss is None else value_loss.item()
+        return PolicyStep(log_prob.detach().cpu().numpy(), policy_loss.item(), entropy_loss.item(), value_item, norm)
+
+    def value_gradient(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
+        """
+        Set the critic's gradients of the mean squared error.
+
+        :param observations: ``[S, ...]``
+        :param targets: ``[S]``
+        :return: the loss, and the norm of its gradient before clipping
+        """
+        self.policy.set_training_mode(True)
+        loss = losses.value_loss(self.policy.predict_values(observations).flatten(), targets)
+        return loss.item(), self._backpropagate(loss)
+
+    def optimizer_step(self, optimizer: th.optim.Optimizer) -> None:
+        """
+        :param optimizer: moves its parameters along their gradients
+        """
+        optimizer.step()
+
+    def _backpropagate(self, loss: th.Tensor) -> float:
+        """
+        Set the gradients of the loss, clipped to ``max_grad_norm``.
+
+        :return: their norm before clipping
+        """
+        self.policy.zero_grad()
+        for optimizer in self._optimizers(joint=True):
+            optimizer.zero_grad()
+        if loss.requires_grad:  # not if all that it depends on is frozen
+            loss.backward()  # type: ignore[no-untyped-call]  # torch
+        maximum = float("inf") if self.max_grad_norm is None else self.max_grad_norm
+        return th.nn.utils.clip_grad_norm_(self.policy.parameters(), maximum).item()
+
+    # ---- updates -----------------------------------------------------------------------------------------------------------
+
+    def _update_policy(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
+        """One gradient step of the policy, and with targets of the critic, see :meth:`policy_gradient`."""
+        steps = self._fast_path() or self
+        step: PolicyStep = steps.policy_gradient(batch, targets)
+        self._apply(self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
+        return step
+
+    def _optimizers(self, joint: bool) -> list[th.optim.Optimizer]:
+        """The optimizers of the policy's loss; ``joint``: of the loss that it shares with the critic."""
+        return [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
+
+    def _apply(self, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
+        """Apply the gradients if their norm is finite."""
+        if not np.isfinite(norm):
+            # ValueError, so that a tuning study prunes the trial; before the step, so that the parameters stay usable.
+            raise ValueError(
+                f"the {what} is not finite ({norm}): lower the learning rate, clip with max_grad_norm, or normalise rewards"
+            )
+        steps = self._fast_path() or self
+        for optimizer in optimizers:
+            steps.optimizer_step(optimizer)
+
+    def _update_learning_rates(self) -> None:
+        self._update_learning_rate(self.policy.optimizer)
+        if self.value_optimizer is not None:
+            rate = self._value_lr_schedule(self._current_progress_remaining)
+            self.logger.record("train/value_learning_rate", rate)
+            update_learning_rate(self.value_optimizer, rate)
+
+    # ---- set-up and saving -------------------------------------------------------------------------------------------------
+
+    def _setup_model(self) -> None:
+        self._setup_lr_schedule()
+        rate = self.value_learning_rate
+        self._value_lr_schedule = self.lr_schedule if rate is None else parse_schedule("value_learning_rate", rate)
+        self.set_random_seed(self.seed)
+        self.rollout_buffer = self._make_rollout_buffer(self.n_steps)
+        self.policy = self.policy_class(  # type: ignore[assignment]  # SB3 types policy_class as BasePolicy
+            self.observation_space, self.action_space, self.lr_schedule, use_sde=self.use_sde, **self.policy_kwargs
+        ).to(self.device)
+        self.value_optimizer = self._separate_critic() if self._critic_has_own_optimizer else None
+        self._maybe_recommend_cpu(mlp_class_name=self.policy_aliases["MlpPolicy"].__name__)
+
+    def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
+        # A loaded model may have another number of environments than the one that was constructed.
+        self._check_environments()
+        return super()._setup_learn(*args, **kwargs)
+
+    @abstractmethod
+    def _check_environments(self) -> None:
+        """Check the options that depend on the number of environments."""
+
+    def _separate_critic(self) -> th.optim.Optimizer:
+        """Give actor and critic an optimizer each."""
+        groups = parameter_groups(self.policy)
+        if groups.shared:
+            raise ValueError(
+                "a critic with an optimizer of its own must not share parameters with the policy: pass "
+                f"policy_kwargs=dict(share_features_extractor=False), or {self._joint_critic} for a common optimizer"
+            )
+        # Any, as in SB3's own call: torch's base class of optimizers declares no lr.
+        make: Any = self.policy.optimizer_class
+        kwargs = self.policy.optimizer_kwargs
+        self.policy.optimizer = make(groups.actor, lr=self.lr_schedule(1), **kwargs)
+        value_optimizer: th.optim.Optimizer = make(groups.critic, lr=self._value_lr_schedule(1), **kwargs)
+        return value_optimizer
 
     def _make_rollout_buffer(self, n_steps: int | None) -> PolicyGradientBuffer:
         """
@@ -253,24 +440,31 @@ class RolloutCollector(RepairedAlgorithm, OnPolicyAlgorithm):
             )
         return buffer_class
 
+    def set_parameters(
+        self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
+    ) -> None:
+        """
+        Load parameters from a file or a nested dictionary, as in SB3.
 
-def as_schedule(name: str, value: float | str | Schedule) -> Schedule:
-    """
-    Schedule of a second learning rate, which the zoo does not convert.
+        :param load_path_or_dict: file of a saved model, or what ``get_parameters`` returns
+        :param exact_match: whether the parameters must be complete
+        :param device: device of the loaded tensors
+        :raises ValueError: the parameters are not those of this model
+        """
+        if not isinstance(load_path_or_dict, dict):
+            load_path_or_dict = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
+        saved_separately = "value_optimizer" in load_path_or_dict
+        if exact_match and saved_separately != (self.value_optimizer is not None):
+            raise ValueError(
+                f"the parameters were saved {'with' if saved_separately else 'without'} the critic's own optimizer "
+                "(value_optimizer), and this model is the other way round: keep the options of the critic, such as "
+                "value_learning_rate, as they were"
+            )
+        super().set_parameters(load_path_or_dict, exact_match, device)
 
-    :param name: name of the argument, for the message
-    :param value: constant, schedule, or the zoo's notation ``"lin_1e-3"`` for linear decay to zero
-    :return: function of the remaining progress (1 at the start, 0 at the end)
-    :raises ValueError: none of these, or not positive
-    """
-    if callable(value):
-        # Plain floats: a numpy number would end up in the saved optimizer, which torch then refuses to load.
-        return FloatSchedule(value)
-    kind, separator, number = value.rpartition("_") if isinstance(value, str) else ("", "", value)
-    try:
-        initial = math.nan if isinstance(number, bool) else float(number)
-    except (TypeError, ValueError):
-        initial = math.nan
-    if kind + separator not in ("", "lin_") or not 0 < initial < math.inf:
-        raise ValueError(f'{name}={value!r} must be a positive number, a schedule, or "lin_<number>" such as "lin_1e-3"')
-    return LinearSchedule(initial, 0.0, 1.0) if kind == "lin" else ConstantSchedule(initial)
+    def _get_torch_save_params(self) -> tuple[list[str], list[str]]:
+        state_dicts, variables = super()._get_torch_save_params()
+        return [*state_dicts, *(["value_optimizer"] if self.value_optimizer is not None else [])], variables
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "value_optimizer"]

@@ -11,10 +11,12 @@ from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedul
 from stable_baselines3.common.utils import explained_variance
 from stable_baselines3.common.vec_env import VecEnv
 
-from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch
 from sb3_pg.common.buffers import PolicyGradientBuffer
+from sb3_pg.common.on_policy import Batch, OnPolicyActorCritic
 from sb3_pg.estimators import baselines, returns
 from sb3_pg.estimators.returns import FloatArray
+from sb3_pg.fast import Accelerated
+from sb3_pg.fast.actor_critic import FastActorCritic
 from sb3_pg.nstep_a2c.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_pg.nstep_a2c.validation import check_environments, check_options, optimizer_kwargs
 
@@ -24,7 +26,7 @@ SB3_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 SelfNStepA2C = TypeVar("SelfNStepA2C", bound="NStepA2C")
 
 
-class NStepA2C(ActorCriticAlgorithm, A2C):
+class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic):
     """
     n-step advantage actor-critic: ``n_steps`` in each environment, then one gradient step on
     ``mean[-log pi(a_t | s_t) (R_t - V(s_t)) + vf_coef (V(s_t) - R_t)^2] - ent_coef mean[H(pi(. | s_t))]``
@@ -178,7 +180,7 @@ class NStepA2C(ActorCriticAlgorithm, A2C):
         if self.normalize_advantage:
             advantages = baselines.standardize(advantages)
         batch = Batch(*buffer.samples(), buffer.tensor(advantages), 1 / len(advantages))
-        step = self._step_policy(batch, buffer.tensor(buffer.select(buffer.returns)))
+        step = self._update_policy(batch, buffer.tensor(buffer.select(buffer.returns)))
 
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
@@ -190,7 +192,7 @@ class NStepA2C(ActorCriticAlgorithm, A2C):
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
-    def collect_rollouts(  # type: ignore[override]  # see RolloutCollector
+    def collect_rollouts(  # type: ignore[override]  # see OnPolicyActorCritic
         self, env: VecEnv, callback: BaseCallback, rollout_buffer: Any, n_rollout_steps: int
     ) -> bool:
         """

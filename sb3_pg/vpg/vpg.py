@@ -1,32 +1,32 @@
 """Vanilla policy gradient with every weight and baseline of the literature."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from stable_baselines3.common.buffers import RolloutBuffer
-from stable_baselines3.common.callbacks import CallbackList
 from stable_baselines3.common.policies import ActorCriticPolicy, BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule, TensorDict
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, Schedule
 from stable_baselines3.common.utils import explained_variance
 
 from sb3_pg.common import losses
-from sb3_pg.common.actor_critic import ActorCriticAlgorithm, Batch, PolicyStep
 from sb3_pg.common.buffers import PolicyGradientBuffer
 from sb3_pg.common.networks import index_observations
+from sb3_pg.common.on_policy import Batch, OnPolicyActorCritic
 from sb3_pg.estimators import baselines, returns
 from sb3_pg.estimators.returns import FloatArray
-from sb3_pg.fast.numpy_networks import clip_gradient
+from sb3_pg.fast import Accelerated
+from sb3_pg.fast.actor_critic import FastActorCritic
+from sb3_pg.vpg import gradient_estimates
 from sb3_pg.vpg.policies import CnnPolicy, LinearPolicy, MlpPolicy, MultiInputPolicy
 from sb3_pg.vpg.validation import GAE_LAMBDA, check_environments, check_options, resolve_n_steps, resolve_n_value_updates
 
 SelfVPG = TypeVar("SelfVPG", bound="VPG")
 
 
-class VPG(ActorCriticAlgorithm):
+class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
     """
     Vanilla policy gradient: one gradient step per batch of fresh experience,
     ``theta <- theta + alpha mean[grad log pi(a_t | s_t) (weight_t - baseline_t)]``.
@@ -135,7 +135,7 @@ class VPG(ActorCriticAlgorithm):
             gamma=gamma,
             gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None unless the estimator reads it
             ent_coef=ent_coef,
-            vf_coef=vf_coef,  # type: ignore[arg-type]  # likewise
+            vf_coef=vf_coef,  # type: ignore[arg-type]  # None unless there is a joint loss
             max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is no clipping
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
@@ -192,14 +192,48 @@ class VPG(ActorCriticAlgorithm):
             self.logger.record("train/explained_variance", variance)
         if self.critic_first:
             self._fit_critic(buffer)
-            self._complete_rollout(buffer)
-        self._update_policy(buffer)
+            buffer.has_values = False
+            self._compute_advantages(buffer)
+        self._fit_policy(buffer)
         if self.resolved_n_value_updates > 0 and not self.critic_first:
             self._fit_critic(buffer)
         self._n_updates += 1
         self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
         if hasattr(self.policy, "log_std"):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
+
+    def _fit_policy(self, buffer: PolicyGradientBuffer) -> None:
+        """One gradient step on the policy, and on the critic if they share a loss."""
+        batch = self._batch(buffer)
+        if self.baseline == "optimal":
+            step = gradient_estimates.set_optimal_baseline_gradient(self, batch, buffer)
+            self._apply([self.policy.optimizer], step.grad_norm, "policy gradient")
+        else:
+            joint = self.uses_critic and self.resolved_n_value_updates == 0
+            step = self._update_policy(batch, buffer.tensor(buffer.select(buffer.returns)) if joint else None)
+        new_log_prob = (self._fast_path() or self).action_log_prob(batch)
+        self.logger.record("train/grad_norm", step.grad_norm)
+        self.logger.record("train/weight_std", float(buffer.select(buffer.advantages).std()))
+        self.logger.record("train/approx_kl", losses.approximate_kl(step.log_prob, new_log_prob))
+        self.logger.record("train/entropy_loss", step.entropy_loss / (batch.scale * len(new_log_prob)))
+        self.logger.record("train/policy_loss", step.policy_loss)
+        if step.value_loss is not None:
+            self.logger.record("train/value_loss", step.value_loss)
+
+    def _fit_critic(self, buffer: PolicyGradientBuffer) -> None:
+        """Move the critic towards the returns of the batch by ``n_value_updates`` steps of its own optimizer."""
+        assert self.value_optimizer is not None
+        steps = self._fast_path() or self
+        observations, targets = buffer.samples().observations, buffer.tensor(buffer.select(buffer.returns))
+        value_losses = []
+        for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
+            whole = rows is None
+            loss, norm = steps.value_gradient(
+                observations if whole else index_observations(observations, rows), targets if whole else targets[rows]
+            )
+            self._apply([self.value_optimizer], norm, "gradient of the value loss")
+            value_losses.append(loss)
+        self.logger.record("train/value_loss", float(np.mean(value_losses)))
 
     def estimate_gradient(self, n_batches: int) -> npt.NDArray[np.float64]:
         """
@@ -217,25 +251,7 @@ class VPG(ActorCriticAlgorithm):
             the policy
         :raises ValueError: without ``n_episodes``, with ``normalize_advantage``, without environment, or ``n_batches < 1``
         """
-        if self.n_episodes is None:
-            raise ValueError("estimate_gradient needs whole episodes: pass n_episodes instead of n_steps")
-        if self.normalize_advantage:
-            raise ValueError("estimate_gradient is not defined with normalize_advantage=True, which rescales the gradient")
-        if self.env is None:
-            raise ValueError("estimate_gradient needs an environment: call set_env() first")
-        if n_batches < 1:
-            raise ValueError(f"n_batches must be at least 1, got {n_batches}")
-        check_environments(self)
-        callback = CallbackList([])
-        callback.init_callback(self)
-        buffer = self._make_rollout_buffer(None)
-        gradients = np.empty((n_batches, sum(p.numel() for p in self.policy.parameters())))
-        with self._measurement():
-            for row in gradients:
-                self.collect_rollouts(self.env, callback, buffer, n_rollout_steps=None)
-                self.policy.set_training_mode(False)
-                row[:] = self._flat_gradient(buffer)
-        return gradients
+        return gradient_estimates.estimate_gradient(self, n_batches)
 
     @property
     def uses_critic(self) -> bool:
@@ -297,157 +313,6 @@ class VPG(ActorCriticAlgorithm):
         discounts: FloatArray = (self.gamma ** buffer.select(buffer.episode_steps)).astype(buffer.rewards.dtype)
         return discounts
 
-    # ---- gradients ---------------------------------------------------------------------------------------------------------
-
-    def _flat_gradient(self, buffer: PolicyGradientBuffer) -> npt.NDArray[np.float64]:
-        """The estimate of the policy gradient, ascent direction, ``[n_parameters]``."""
-        batch = self._batch(buffer)
-        if self.baseline == "optimal":
-            gradient = -self._optimal_baseline_gradient(batch, buffer)
-        else:
-            log_prob, _ = self._evaluate_policy(batch.observations, batch.actions)
-            gradient = _flat(losses.policy_gradient_loss(log_prob, batch.weights, batch.scale), self._groups.actor)
-        actor = set(map(id, self._groups.actor))
-        acts = np.concatenate([np.full(p.numel(), id(p) in actor) for p in self.policy.parameters()])
-        result = np.zeros(len(acts))
-        result[acts] = -_as_array(gradient)
-        return result
-
-    def _optimal_baseline_gradient(self, batch: Batch, buffer: PolicyGradientBuffer) -> th.Tensor:
-        """Mean over the episodes of ``x - b g`` (ascent direction), flattened over the actor's parameters."""
-        episodes, discounts = buffer.episodes(), buffer.tensor(self._discounts(buffer))
-        order = np.argsort(episodes, kind="stable")
-        steps_of = np.split(order, np.flatnonzero(np.diff(episodes[order])) + 1)
-        pairs = [self._episode_gradients(batch, discounts, th.as_tensor(steps, device=self.device)) for steps in steps_of]
-        estimates, scores = (_as_array(th.stack(side)) for side in zip(*pairs, strict=True))
-        per_episode = estimates - baselines.optimal_baseline(estimates, scores) * scores
-        return th.as_tensor(per_episode.mean(axis=0), dtype=th.float32, device=self.device)
-
-    def _episode_gradients(self, batch: Batch, discounts: th.Tensor, steps: th.Tensor) -> tuple[th.Tensor, th.Tensor]:
-        """One episode's gradient estimate without baseline, and the sum of scores that multiplies a constant baseline."""
-        log_prob, _ = self._evaluate_policy(index_observations(batch.observations, steps), batch.actions[steps])
-        estimate = _flat((log_prob * batch.weights[steps]).sum(), self._groups.actor)
-        return estimate, _flat((log_prob * discounts[steps]).sum(), self._groups.actor)
-
-    # ---- updates -----------------------------------------------------------------------------------------------------------
-
-    def _update_policy(self, buffer: PolicyGradientBuffer) -> None:
-        """One gradient step on the policy, and on the critic if they share a loss."""
-        batch = self._batch(buffer)
-        if self.baseline == "optimal":
-            step = self._step_with_optimal_baseline(batch, buffer)
-        else:
-            joint = self.uses_critic and self.resolved_n_value_updates == 0
-            step = self._step_policy(batch, buffer.tensor(buffer.select(buffer.returns)) if joint else None)
-        new_log_prob = self._log_prob(batch)
-        self.logger.record("train/grad_norm", step.grad_norm)
-        self.logger.record("train/weight_std", float(buffer.select(buffer.advantages).std()))
-        self.logger.record("train/approx_kl", losses.approximate_kl(step.log_prob, new_log_prob))
-        self.logger.record("train/entropy_loss", step.entropy_loss / (batch.scale * len(new_log_prob)))
-        self.logger.record("train/policy_loss", step.policy_loss)
-        if step.value_loss is not None:
-            self.logger.record("train/value_loss", step.value_loss)
-
-    def _step_with_optimal_baseline(self, batch: Batch, buffer: PolicyGradientBuffer) -> PolicyStep:
-        self.policy.set_training_mode(True)
-        log_prob, entropy = self._evaluate_policy(batch.observations, batch.actions)
-        entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
-        self.policy.optimizer.zero_grad()
-        (self.ent_coef * entropy_loss).backward()  # type: ignore[no-untyped-call]  # torch
-        self._add_to_gradients(-self._optimal_baseline_gradient(batch, buffer))
-        norm = self._clip(self._groups.actor)
-        self._apply([self.policy.optimizer], norm, "policy gradient")
-        policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale).item()
-        return PolicyStep(log_prob.detach().cpu().numpy(), policy_loss, entropy_loss.item(), None, norm)
-
-    def _log_prob(self, batch: Batch) -> FloatArray:
-        """Log-probability of the actions under the present policy, ``[S]``."""
-        # The optimal baseline goes through the modules, and SB3's policy keeps its latest distribution: one with a graph,
-        # which could not be copied, unless it is evaluated once more.
-        if self._numpy_networks is not None and self.baseline != "optimal":
-            assert isinstance(batch.observations, th.Tensor)
-            return self._numpy_networks.log_prob(batch.observations.numpy(), batch.actions.numpy())
-        self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again
-        with th.no_grad():
-            log_prob: FloatArray = self._evaluate_policy(batch.observations, batch.actions)[0].cpu().numpy()
-        return log_prob
-
-    def _fit_critic(self, buffer: PolicyGradientBuffer) -> None:
-        """Move the critic towards the returns of the batch by ``n_value_updates`` steps of its own optimizer."""
-        assert self.value_optimizer is not None
-        observations = buffer.samples().observations
-        targets = buffer.tensor(buffer.select(buffer.returns))
-        differentiate = (
-            self._differentiate_critic_modules if self._numpy_networks is None else self._differentiate_critic_arrays
-        )
-        value_losses = []
-        for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
-            inputs, outputs = (
-                (observations, targets) if rows is None else (index_observations(observations, rows), targets[rows])
-            )
-            loss, norm = differentiate(inputs, outputs)
-            self._apply([self.value_optimizer], norm, "gradient of the value loss")
-            value_losses.append(loss)
-        self.logger.record("train/value_loss", float(np.mean(value_losses)))
-
-    def _differentiate_critic_modules(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
-        """
-        :return: value loss, and the norm of its gradient before clipping
-        """
-        assert self.value_optimizer is not None
-        self.policy.set_training_mode(True)
-        loss = losses.value_loss(self.policy.predict_values(observations).flatten(), targets)
-        self.value_optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]  # torch
-        return loss.item(), self._clip(self._groups.critic)
-
-    def _differentiate_critic_arrays(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
-        """The same by hand, for standard networks."""
-        assert self._numpy_networks is not None and isinstance(observations, th.Tensor)
-        loss = self._numpy_networks.differentiate_value_loss(observations.numpy(), targets.numpy(), 1.0)
-        return loss, clip_gradient(self._numpy_networks.critic_gradient, self.max_grad_norm)
-
-    def _add_to_gradients(self, flat: th.Tensor) -> None:
-        pieces = th.split(flat, [p.numel() for p in self._groups.actor])
-        for parameter, piece in zip(self._groups.actor, pieces, strict=True):
-            gradient = piece.view_as(parameter)
-            parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
-
-    # ---- plumbing ----------------------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _measurement(self) -> Iterator[None]:
-        """Collect without leaving a trace: counters, statistics and modes are put back, the environments reset."""
-        assert self.env is not None
-        names = ("num_timesteps", "ep_info_buffer", "ep_success_buffer", "_last_obs", "_last_episode_starts", "_episode_steps")
-        before = {name: self.__dict__[name] for name in names if name in self.__dict__}
-        policy_training = self.policy.training
-        normalize = self.get_vec_normalize_env()
-        normalize_training = normalize is not None and normalize.training
-        self._start_statistics()
-        if normalize is not None:
-            normalize.training = False
-        try:
-            yield
-        finally:
-            self.__dict__.update(before)
-            if self._last_obs is not None:
-                self._reset_environments(self.env)
-            if normalize is not None:
-                normalize.training = normalize_training
-            self.policy.set_training_mode(policy_training)
-
-
-def _flat(output: th.Tensor, parameters: list[th.nn.Parameter]) -> th.Tensor:
-    """Gradient of a scalar, flattened over the parameters; zero where it does not depend on one."""
-    gradients = th.autograd.grad(output, parameters, retain_graph=True, allow_unused=True)
-    return th.cat([th.zeros_like(p).ravel() if g is None else g.ravel() for p, g in zip(parameters, gradients, strict=True)])
-
-
-def _as_array(tensor: th.Tensor) -> npt.NDArray[np.float64]:
-    array: npt.NDArray[np.float64] = tensor.detach().cpu().numpy().astype(np.float64)
-    return array
-
 
 def _minibatches(n_samples: int, batch_size: int | None, n_batches: int) -> Iterator[th.Tensor | None]:
     """
@@ -457,9 +322,9 @@ def _minibatches(n_samples: int, batch_size: int | None, n_batches: int) -> Iter
         for _ in range(n_batches):
             yield None
         return
-    queue = th.randperm(n_samples)
+    queue = th.randperm(n_samples, device="cpu")
     for _ in range(n_batches):
         if len(queue) < batch_size:
-            queue = th.cat([queue, th.randperm(n_samples)])
+            queue = th.cat([queue, th.randperm(n_samples, device="cpu")])
         yield queue[:batch_size]
         queue = queue[batch_size:]

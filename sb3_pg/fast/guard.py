@@ -1,0 +1,137 @@
+"""
+The one guard of all fast paths: is this model exactly what the fast path was derived for, and is it still?
+
+A fast path must equal the reference under everything that a user can do to a model. So it is used only while nothing has been
+done to it: no hooks, no patched or overridden methods, no frozen, replaced or moved parameters, no autocast.
+"""
+
+import itertools
+import operator
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import torch as th
+from torch import nn
+
+from sb3_pg.fast import torch_private
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_address = th.Tensor.data_ptr
+_is_trained = operator.attrgetter("requires_grad")
+_tensor_hooks = operator.attrgetter("_backward_hooks")
+_accumulation_hooks = operator.attrgetter("_post_accumulate_grad_hooks")
+
+
+class Originals:
+    """
+    Methods as they are when this is constructed.
+
+    :param pairs: class and name of a method
+    """
+
+    def __init__(self, pairs: Iterable[tuple[type, str]]) -> None:
+        self._classes, self._names = map(tuple, zip(*pairs, strict=True))
+        self._methods = tuple(map(getattr, self._classes, self._names))
+
+    def unchanged(self) -> bool:
+        """:return: whether none of them has been patched since"""
+        return all(map(operator.is_, map(getattr, self._classes, self._names), self._methods))
+
+
+class Fingerprint:
+    """
+    What a module consists of. Comparing it with the module takes a few microseconds.
+
+    :param module: with all that it contains
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._modules = modules = list(module.modules())
+        self._parameters = list(module.parameters())
+        self._hooks = [vars(each)[name] for each in modules for name in _HOOKS]
+        contents = [vars(each)[name] for each in modules for name in ("_modules", "_parameters")]
+        # Most modules have no children, or no parameters of their own.
+        self._empty, self._contents = ([part for part in contents if bool(part) == filled] for filled in (False, True))
+        self._attributes = [vars(each) for each in modules]
+        self._has_hooks = self._look_for_hooks()
+        patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
+        #: No hooks, no methods patched into an instance, no autocast, no other mode of torch.
+        self.is_plain = not patched and not self._has_hooks
+        self._parts, self._types = list(self._iterate_parts()), list(map(type, modules))
+        self._n_parts, self._n_attributes = list(map(len, self._contents)), list(map(len, self._attributes))
+        self._addresses, self._trained = list(map(_address, self._parameters)), list(map(_is_trained, self._parameters))
+        # Of the module itself, such as the distribution of its actions. Whether it is in training mode does not matter.
+        self._names = [name for name in vars(module) if name != "training"]
+        self._values = list(map(vars(module).__getitem__, self._names))
+
+    def matches(self) -> bool:
+        """:return: whether no module or parameter has been replaced, moved, frozen, patched or hooked since"""
+        # Loops in C throughout: this runs for every action and every update.
+        return (
+            self._look_for_hooks() == self._has_hooks
+            and not any(self._empty)
+            and list(map(len, self._contents)) == self._n_parts
+            and all(map(operator.is_, self._iterate_parts(), self._parts))
+            and all(map(operator.is_, map(type, self._modules), self._types))
+            # A method that is patched into a module is one attribute more.
+            and list(map(len, self._attributes)) == self._n_attributes
+            and list(map(_address, self._parameters)) == self._addresses
+            and list(map(_is_trained, self._parameters)) == self._trained
+            and all(map(operator.is_, map(self._attributes[0].__getitem__, self._names), self._values))
+        )
+
+    def _look_for_hooks(self) -> bool:
+        return (
+            any(self._hooks)
+            or any(map(_tensor_hooks, self._parameters))
+            or any(map(_accumulation_hooks, self._parameters))
+            or torch_private.has_global_module_hooks()
+            or torch_private.has_modes()
+            or th.is_autocast_enabled("cpu")
+            or th.is_autocast_enabled("cuda")
+        )
+
+    def _iterate_parts(self) -> Iterator[object]:
+        return itertools.chain.from_iterable(map(dict.values, self._contents))
+
+
+class Selection:
+    """
+    The fast path of an algorithm in its present state, if it has one.
+
+    :param algorithm: algorithm
+    :param build: function of the algorithm that returns the fast path, or ``None`` if its networks are of another form
+    :param originals: methods that the fast path replaces
+    :param options: names of the attributes of the algorithm on which ``build`` depends
+    """
+
+    def __init__(self, algorithm: Any, build: Any, originals: dict[str, object], options: tuple[str, ...]) -> None:
+        self._policy, self._originals, self._options = algorithm.policy, originals, options
+        self._class, self._values = type(algorithm), self._values_of(algorithm)
+        self._fingerprint = Fingerprint(algorithm.policy)
+        self.path = build(algorithm) if self._fingerprint.is_plain and not self._overrides(algorithm) else None
+
+    def is_current(self, algorithm: Any) -> bool:
+        """
+        :param algorithm: the same algorithm
+        :return: whether nothing has changed on which the choice depends
+        """
+        return (
+            algorithm.policy is self._policy
+            and type(algorithm) is self._class
+            and self._values_of(algorithm) == self._values
+            and (self.path is None or (self.path.originals.unchanged() and not self._overrides(algorithm)))
+            and self._fingerprint.matches()
+        )
+
+    def _values_of(self, algorithm: Any) -> list[object]:
+        return [getattr(algorithm, name) for name in self._options]
+
+    def _overrides(self, algorithm: Any) -> bool:
+        """Whether a subclass, or a patch of the instance or of a class, changes a step of the update."""
+        own, cls = vars(algorithm), type(algorithm)
+        return any(name in own or getattr(cls, name) is not step for name, step in self._originals.items())
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # A copy of the algorithm has networks of its own: it selects again.
+        return type(None), ()

@@ -1,0 +1,138 @@
+"""
+Every private function of PyTorch that the package uses.
+
+Each is looked up and checked at its first use. If it is missing or behaves differently, a public function takes its place, or,
+where there is none, the caller is told so and falls back to the reference.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch as th
+from torch.nn import functional as F
+
+
+@functools.cache
+def _global_module_hooks() -> list[dict[int, Any]] | None:
+    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
+    module = th.nn.modules.module
+    registries = [getattr(module, f"_global_{name}", None) for name in names]
+    return [registry for registry in registries if registry is not None] if None not in registries else None
+
+
+@functools.cache
+def _global_optimizer_hooks() -> list[dict[int, Any]] | None:
+    module = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
+    registries = [getattr(module, f"_global_optimizer_{name}_hooks", None) for name in ("pre", "post")]
+    return [registry for registry in registries if registry is not None] if None not in registries else None
+
+
+@functools.cache
+def _mode_counters() -> list[Callable[[], int]] | None:
+    counters = [getattr(th._C, name, None) for name in ("_len_torch_function_stack", "_len_torch_dispatch_stack")]
+    return [counter for counter in counters if counter is not None] if None not in counters else None
+
+
+def has_global_module_hooks() -> bool:
+    """:return: whether hooks for all modules are registered; ``True`` if this cannot be found out"""
+    registries = _global_module_hooks()
+    return registries is None or any(registries)
+
+
+def has_global_optimizer_hooks() -> bool:
+    """:return: whether hooks for all optimizers are registered; ``True`` if this cannot be found out"""
+    registries = _global_optimizer_hooks()
+    return registries is None or any(registries)
+
+
+def has_modes() -> bool:
+    """
+    :return: whether a mode intercepts the functions of torch (a default device is one); ``True`` if this cannot be found out
+    """
+    counters = _mode_counters()
+    return counters is None or any(counter() for counter in counters)
+
+
+@functools.cache
+def fused_adam() -> Callable[..., Any] | None:
+    """
+    The kernel behind ``Adam(fused=True)``.
+
+    :return: function of lists of parameters, gradients, first and second moments, maximal second moments and step counters;
+        ``None`` if torch has none that computes a step of Adam
+    """
+    kernel: Callable[..., Any] | None = getattr(th, "_fused_adam_", None)
+    lists = [[th.full((3,), value, device="cpu")] for value in (1.0, 0.5, 0.0, 0.0)]
+    step = th.tensor(1.0, device="cpu")
+    try:
+        assert kernel is not None
+        with th.no_grad():
+            kernel(
+                *lists, [], [step], lr=0.1, beta1=0.9, beta2=0.999, weight_decay=0.0, eps=1e-8, amsgrad=False, maximize=False
+            )
+    except (AssertionError, AttributeError, RuntimeError, TypeError):
+        return None
+    # The first step of Adam has the length of the learning rate.
+    return kernel if th.allclose(lists[0][0], th.full((3,), 0.9, device="cpu"), atol=1e-5) else None
+
+
+def lerp_(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor], weight: float) -> None:
+    """
+    ``target += weight * (source - target)`` for each pair, in one call where torch has one.
+
+    :param targets: changed in place
+    :param sources: of the same shapes
+    :param weight: 0 leaves the targets as they are, 1 makes them equal to the sources
+    """
+    together: Callable[..., object] | None = getattr(th, "_foreach_lerp_", None)
+    if together is not None:
+        together(targets, sources, weight)
+        return
+    for target, source in zip(targets, sources, strict=True):
+        target.lerp_(source, weight)
+
+
+@functools.cache
+def onednn_linear(dtype: th.dtype) -> Callable[..., th.Tensor] | None:
+    """
+    The linear layer that ``torch.compile`` uses on CPUs. Some processors do not have it in every precision.
+
+    :param dtype: precision
+    :return: function of input, weight, bias, name of an activation, and two arguments that stay empty; ``None`` if there is
+        none, or if it computes something else
+    """
+    x, weight, bias = (th.linspace(-1, 1, n, device="cpu").to(dtype) for n in (3 * 64, 64 * 64, 64))
+    x, weight = x.view(3, 64), weight.view(64, 64)
+    try:
+        linear: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise.default
+        same = th.allclose(linear(x, weight, bias, "none", [], ""), F.linear(x, weight, bias), rtol=0.02, atol=1e-4)
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return linear if same else None
+
+
+@functools.cache
+def activation_backward(name: str) -> Callable[[th.Tensor, th.Tensor, th.Tensor], object]:
+    """
+    The derivative of an activation, written into memory that exists already.
+
+    :param name: ``"tanh"`` or ``"relu"``
+    :return: function of the gradient with respect to the output, the output, and the tensor to write to
+    """
+    operation = getattr(th.ops.aten, "tanh_backward" if name == "tanh" else "threshold_backward", None)
+    kernel = getattr(operation, "grad_input", None)
+    if kernel is None:
+        return _tanh_backward if name == "tanh" else _relu_backward
+    if name == "tanh":
+        return lambda gradient, output, result: kernel(gradient, output, grad_input=result)
+    return lambda gradient, output, result: kernel(gradient, output, 0, grad_input=result)
+
+
+def _tanh_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
+    th.mul(gradient, 1 - output * output, out=result)
+
+
+def _relu_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
+    th.mul(gradient, output > 0, out=result)
