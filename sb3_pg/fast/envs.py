@@ -1,37 +1,35 @@
 """Stepping SB3's ``DummyVecEnv`` without its slow copies."""
 
 import copy
-import functools
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FunctionType
-from typing import Any
+from typing import Any, SupportsIndex
 
 import numpy as np
-from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper, dummy_vec_env
+from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
+from stable_baselines3.common.vec_env.util import dict_to_obs
 
-_DICTIONARIES = (dict, OrderedDict)
 # Values that cannot change. Of numpy's scalars all but those that contain others.
 _ATOMIC = frozenset([float, int, bool, str, type(None), *np.sctypeDict.values()]) - {np.void, np.object_}
+
+_STEP_WAIT, _OBS_FROM_BUF = DummyVecEnv.step_wait, DummyVecEnv._obs_from_buf
+# Whether these are SB3's: the class may have been patched before this module was imported.
+_UNPATCHED = all(getattr(method, "__globals__", None) is vars(dummy_vec_env) for method in (_STEP_WAIT, _OBS_FROM_BUF))
 
 
 def quick_deepcopy(x: Any) -> Any:
     """
-    ``copy.deepcopy`` for what ``DummyVecEnv`` copies in each step: a list of info dictionaries, and a dictionary of
-    observation arrays. Only what is neither number, string, array nor a flat dictionary goes through the original, which is
-    slow: it takes as long as half of the physics of HalfCheetah-v5.
+    ``copy.deepcopy`` for what ``DummyVecEnv`` copies in each step: info dictionaries, and a dictionary of observation arrays.
+
+    Only what is neither number, string, array nor a flat dictionary goes through the original, which is slow: it takes as long
+    as half of the physics of HalfCheetah-v5.
 
     :param x: anything
     :return: a copy that shares nothing mutable with it
     """
-    if type(x) is list:
-        return [_copy_dict(item) for item in x]
-    return _copy_dict(x)
-
-
-def _copy_dict(x: Any) -> Any:
-    if type(x) not in _DICTIONARIES:
+    if type(x) is not dict and type(x) is not OrderedDict:
         return copy.deepcopy(x)
     if _is_flat(x):
         return x.copy()
@@ -53,30 +51,51 @@ def _copy_value(x: Any) -> Any:
     return copy.deepcopy(x)
 
 
-def _with_quick_copies(method: Any) -> Callable[..., Any]:
-    """SB3's own code, which finds our function where it looks for ``deepcopy``."""
-    return FunctionType(method.__code__, {**method.__globals__, "deepcopy": quick_deepcopy}, method.__name__)
+class QuickDummyVecEnv(DummyVecEnv):
+    """A ``DummyVecEnv`` with quick copies. Its pickle, and its copy, is a plain ``DummyVecEnv``."""
 
+    def step_wait(self) -> VecEnvStepReturn:
+        """As in SB3."""
+        if DummyVecEnv.step_wait is not _STEP_WAIT:  # the class is patched
+            return super().step_wait()
+        for i in range(self.num_envs):
+            obs, self.buf_rews[i], terminated, truncated, info = self.envs[i].step(self.actions[i])
+            self.buf_infos[i] = info
+            self.buf_dones[i] = terminated or truncated
+            info["TimeLimit.truncated"] = truncated and not terminated
+            if self.buf_dones[i]:
+                info["terminal_observation"] = obs
+                obs, self.reset_infos[i] = self.envs[i].reset()
+            self._save_obs(i, obs)
+        infos = [quick_deepcopy(info) for info in self.buf_infos]
+        return self._obs_from_buf(), self.buf_rews.copy(), self.buf_dones.copy(), infos
 
-_METHODS = {name: _with_quick_copies(getattr(DummyVecEnv, name)) for name in ("step_wait", "_obs_from_buf")}
+    def _obs_from_buf(self) -> VecEnvObs:
+        if DummyVecEnv._obs_from_buf is not _OBS_FROM_BUF:
+            return super()._obs_from_buf()
+        return dict_to_obs(self.observation_space, quick_deepcopy(self.buf_obs))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
+        # Not the function of the original: pickle wants the class of the object in its arguments.
+        reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
+        return object.__new__, (DummyVecEnv,), *reduced[2:]
 
 
 @contextmanager
 def quick_copies(env: VecEnv) -> Iterator[None]:
     """
-    Let a ``DummyVecEnv`` copy quickly for a while. Other environments, and subclasses, are left alone.
+    Make a ``DummyVecEnv`` a :class:`QuickDummyVecEnv` within the block. Subclasses and other environments are left alone.
 
-    :param env: with any wrappers around it
+    :param env: environment with any wrappers around it
     """
     while isinstance(env, VecEnvWrapper):
         env = env.venv
-    own = vars(env)
-    if type(env) is not DummyVecEnv or not own.keys().isdisjoint(_METHODS):
+    if type(env) is not DummyVecEnv or not _UNPATCHED:
         yield
         return
-    own.update({name: functools.partial(method, env) for name, method in _METHODS.items()})
+    env.__class__ = QuickDummyVecEnv
     try:
         yield
     finally:
-        for name in _METHODS:
-            del own[name]
+        if type(env) is QuickDummyVecEnv:
+            env.__class__ = DummyVecEnv  # type: ignore[assignment]  # mypy takes the class for final
