@@ -41,7 +41,7 @@ class PolicyGradientBuffer(RolloutBuffer):
     - ``episode_steps``: number of steps between the episode's first step and this one, also if that was in an earlier rollout;
     - ``used``: the step belongs to the batch. In collection by whole episodes an environment that has delivered its quota
       goes on stepping with the others, and its further steps are not used;
-    - ``values``: what the critic said of the observations while acting; only if ``has_values``, otherwise set by the algorithm;
+    - ``values``: the critic's, known from acting if ``has_values``, otherwise set by the algorithm after the last step;
     - ``next_values``, ``returns``, ``advantages``: ``[T, N]``, set by the algorithm after the last step.
 
     :param buffer_size: number of steps for which storage is allocated at first
@@ -241,3 +241,24 @@ class PolicyGradientDictBuffer(PolicyGradientBuffer, DictRolloutBuffer):  # type
 
     def _expose_observations(self, length: int) -> None:
         self.observations = {key: self._storage[f"observations/{key}"][:length] for key in self.obs_shape}
+
+
+def rollout_buffer_class(
+    chosen: type[RolloutBuffer] | None, space: spaces.Space[Any], owner: str
+) -> type[PolicyGradientBuffer]:
+    """
+    :param chosen: the option ``rollout_buffer_class``
+    :param space: observation space
+    :param owner: name of the algorithm, for the message
+    :return: class of the rollout buffer
+    :raises ValueError: the chosen class cannot store what the estimators need
+    """
+    expected: type[PolicyGradientBuffer] = PolicyGradientDictBuffer if isinstance(space, spaces.Dict) else PolicyGradientBuffer
+    if chosen is None:
+        return expected
+    if not issubclass(chosen, expected):
+        raise ValueError(
+            f"rollout_buffer_class={chosen.__name__} cannot store what {owner} needs (truncation apart from termination): use "
+            f"a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
+        )
+    return chosen

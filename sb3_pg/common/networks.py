@@ -1,6 +1,7 @@
 """What the algorithms need to know about an actor-critic network, whatever its class."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import gymnasium as gym
 import numpy as np
@@ -59,6 +60,32 @@ def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
         critic=[p for p, acts, evaluates in flags if evaluates and not acts],
         shared=[p for p, acts, evaluates in flags if evaluates and acts],
     )
+
+
+def separate_optimizers(
+    policy: ActorCriticPolicy, learning_rate: float, value_learning_rate: float, joint_critic: str
+) -> th.optim.Optimizer:
+    """
+    Replace the optimizer of a policy by one for the actor and one for the critic.
+
+    :param policy: policy network
+    :param learning_rate: of the actor
+    :param value_learning_rate: of the critic
+    :param joint_critic: the options with which they have one optimizer, for the message
+    :return: optimizer of the critic
+    :raises ValueError: they share parameters
+    """
+    groups = parameter_groups(policy)
+    if groups.shared:
+        raise ValueError(
+            "a critic with an optimizer of its own must not share parameters with the policy: pass "
+            f"policy_kwargs=dict(share_features_extractor=False), or {joint_critic} for a common optimizer"
+        )
+    # Any, as in SB3's own call: torch's base class of optimizers declares no lr.
+    make: Any = policy.optimizer_class
+    policy.optimizer = make(groups.actor, lr=learning_rate, **policy.optimizer_kwargs)
+    value_optimizer: th.optim.Optimizer = make(groups.critic, lr=value_learning_rate, **policy.optimizer_kwargs)
+    return value_optimizer
 
 
 def index_observations(observations: th.Tensor | TensorDict, rows: th.Tensor | slice) -> th.Tensor | TensorDict:

@@ -1,14 +1,12 @@
 """The one loop of the on-policy algorithms: collect a rollout, compute advantages, take gradient steps."""
 
 from abc import abstractmethod
-from collections import deque
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch as th
 from gymnasium import spaces
-from stable_baselines3.common.buffers import RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback, ConvertCallback
 from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_zip_file
@@ -18,12 +16,12 @@ from stable_baselines3.common.vec_env import VecEnv
 
 from sb3_pg.common import losses
 from sb3_pg.common.base import PolicyGradientAlgorithm
-from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, PolicyGradientDictBuffer
-from sb3_pg.common.networks import index_observations, parameter_groups
+from sb3_pg.common.buffers import Array, Observations, PolicyGradientBuffer, rollout_buffer_class
+from sb3_pg.common.networks import index_observations, separate_optimizers
 from sb3_pg.common.validation import parse_schedule
 from sb3_pg.estimators.returns import BoolArray, FloatArray
 
-# Values are computed in batches of at most this many observations, so that the activations of an image network fit into memory.
+# Values are computed in batches of at most this many observations: the activations of an image network must fit into memory.
 VALUE_BATCH_SIZE = 4096
 # Steps for which storage is allocated before the length of the episodes is known.
 INITIAL_EPISODE_CAPACITY = 128
@@ -63,196 +61,13 @@ class PolicyStep(NamedTuple):
     grad_norm: float
 
 
-class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
-    """
-    Rollouts, an advantage for each step, and gradient steps of an actor whose critic may have an optimizer of its own.
+class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
+    """The steps of an update, in plain PyTorch. A fast path is an object with the same steps."""
 
-    A subclass says what is estimated (:meth:`_returns`, :meth:`_baseline_values`) and how the networks are updated (``train``).
-    Collecting differs from SB3's ``OnPolicyAlgorithm`` in three ways:
-
-    - rewards are stored as the environment gave them, and truncation apart from termination. SB3 adds
-      ``gamma V(final observation)`` to the reward of a truncated step, which is wrong for every estimator that does not
-      bootstrap in just that way;
-    - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
-      first ones that finish would be biased towards short episodes;
-    - after a callback has stopped the training run in mid-rollout, the next ``learn()`` resets the environments.
-    """
-
-    # The options with which actor and critic have one optimizer, for the message.
-    _joint_critic: ClassVar[str] = "value_learning_rate=None"
-    rollout_buffer: PolicyGradientBuffer
-    n_steps: int | None  # type: ignore[assignment]  # SB3 says int; with whole episodes there is no such number
-    n_episodes: int | None
+    _last_obs: Any  # SB3 declares None or what reset() returns
     normalize_advantage: bool
-    value_learning_rate: float | str | Schedule | None
     # None: the critic is part of the policy's optimizer, or there is none.
     value_optimizer: th.optim.Optimizer | None
-    _episode_steps: npt.NDArray[np.int64]
-
-    @property
-    def uses_critic(self) -> bool:
-        """Whether a critic is learned."""
-        return True
-
-    @property
-    def _critic_has_own_optimizer(self) -> bool:
-        return self.value_learning_rate is not None
-
-    @property
-    def _resolved_vf_coef(self) -> float:
-        return 0.5 if self.vf_coef is None else self.vf_coef
-
-    # ---- collecting --------------------------------------------------------------------------------------------------------
-
-    def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
-        self,
-        env: VecEnv,
-        callback: BaseCallback,
-        rollout_buffer: PolicyGradientBuffer,
-        n_rollout_steps: int | None,
-    ) -> bool:
-        """
-        Fill the buffer with ``n_rollout_steps`` steps of each environment, or with ``n_episodes`` whole episodes.
-
-        :param env: training environments
-        :param callback: called after each vectorised step
-        :param rollout_buffer: filled with the rollout
-        :param n_rollout_steps: steps per environment; ``None``: whole episodes
-        :return: False if a callback stopped the training run
-        """
-        if self.policy.training:
-            self.policy.set_training_mode(False)
-        rollout_buffer.reset()
-        episodes_left, steps_before = self._start_rollout(env)
-        used = np.ones(env.num_envs, dtype=np.bool_)
-        n_steps = 0
-        steps = self._fast_path() or self
-        has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
-        callback.on_rollout_start()
-
-        while used.any() if n_rollout_steps is None else n_steps < n_rollout_steps:
-            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
-                self.policy.reset_noise(env.num_envs)
-            if has_callback:
-                # It may have changed the networks.
-                steps = self._fast_path() or self
-            actions, values = steps.sample_actions(self._last_obs)
-            clipped_actions = self._environment_actions(actions)
-            new_obs, rewards, dones, infos = env.step(clipped_actions)
-            self.num_timesteps += env.num_envs
-            n_steps += 1
-
-            callback.update_locals(locals())
-            if not callback.on_step():
-                self._forget_observation()
-                return False
-
-            self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
-            self._store_step(rollout_buffer, actions, values, rewards, dones, infos, used)
-            if n_rollout_steps is None:
-                episodes_left -= dones
-                used = episodes_left > 0
-            self._last_obs = new_obs  # type: ignore[assignment]  # SB3 declares it as None
-            self._last_episode_starts = dones
-
-        rollout_buffer.finish(steps_before)
-        self._episode_steps = rollout_buffer.episode_steps[-1] + 1
-        self._compute_advantages(rollout_buffer)
-        callback.update_locals(locals())
-        callback.on_rollout_end()
-        return True
-
-    def _start_rollout(self, env: VecEnv) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-        """
-        :return: ``[N]`` each: number of episodes that each environment is to deliver (zeros if the rollout has a fixed
-            length), and number of steps that its running episode has taken already
-        """
-        if self.use_sde:
-            self.policy.reset_noise(env.num_envs)
-        quota = np.zeros(env.num_envs, dtype=np.int64)
-        if self.n_episodes is not None:
-            self._reset_environments(env)
-            quota += self.n_episodes // env.num_envs
-        steps = getattr(self, "_episode_steps", None)
-        if steps is None or len(steps) != env.num_envs:
-            # The environments have been replaced.
-            steps = np.zeros(env.num_envs, dtype=np.int64)
-        return quota, np.where(self._last_episode_starts, 0, steps)
-
-    def _reset_environments(self, env: VecEnv) -> None:
-        self._last_obs = env.reset()  # type: ignore[assignment]  # SB3 declares it as None
-        self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
-
-    def _start_statistics(self) -> None:
-        """Empty windows of episode statistics."""
-        self.ep_info_buffer = deque(maxlen=self._stats_window_size)
-        self.ep_success_buffer = deque(maxlen=self._stats_window_size)
-
-    def _environment_actions(self, actions: Array) -> Array:
-        """Actions within the bounds of the action space."""
-        if not isinstance(self.action_space, spaces.Box):
-            return actions
-        if self.policy.squash_output:
-            return self.policy.unscale_action(actions)
-        # A Gaussian has no bounds. The sample itself is stored: clipping is part of the environment.
-        return np.clip(actions, self.action_space.low, self.action_space.high)
-
-    def _store_step(
-        self,
-        rollout_buffer: PolicyGradientBuffer,
-        actions: Array,
-        values: FloatArray | None,
-        rewards: Array,
-        dones: BoolArray,
-        infos: list[dict[str, Any]],
-        used: BoolArray,
-    ) -> None:
-        truncated = np.zeros_like(dones)
-        for i in np.flatnonzero(dones):
-            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. If one does
-            # not tell the final observation, there is nothing to bootstrap with.
-            truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
-            if truncated[i] and used[i]:
-                rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
-        assert self._last_obs is not None and self._last_episode_starts is not None
-        terminated = dones & ~truncated
-        rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, terminated, truncated, used, values)
-
-    # ---- advantages --------------------------------------------------------------------------------------------------------
-
-    def _compute_advantages(self, buffer: PolicyGradientBuffer) -> None:
-        """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
-        if self.uses_critic:
-            self._compute_values(buffer)
-        buffer.returns = self._returns(buffer)
-        buffer.advantages = buffer.returns - self._baseline_values(buffer)
-
-    def _compute_values(self, buffer: PolicyGradientBuffer) -> None:
-        """
-        ``values[t] = V(s_t)`` unless acting has computed them, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
-        final observation of an episode that was truncated at t.
-        """
-        steps = self._fast_path() or self
-        if not buffer.has_values:
-            flat = buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
-            buffer.values = steps.predict_values(flat).reshape(buffer.rewards.shape)
-        buffer.next_values = np.empty_like(buffer.values)
-        buffer.next_values[:-1] = buffer.values[1:]
-        assert self._last_obs is not None
-        buffer.next_values[-1] = steps.predict_values(obs_as_tensor(self._last_obs, self.device))
-        if buffer.final_indices:
-            rows, columns = zip(*buffer.final_indices, strict=True)
-            buffer.next_values[rows, columns] = steps.predict_values(buffer.final_observations_tensor())
-
-    @abstractmethod
-    def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
-
-    def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """What is subtracted from the returns, ``[T, N]``."""
-        return buffer.values
-
-    # ---- the steps of an update --------------------------------------------------------------------------------------------
 
     def sample_actions(self, obs: Observations) -> tuple[Array, FloatArray | None]:
         """
@@ -343,6 +158,189 @@ class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         maximum = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         return th.nn.utils.clip_grad_norm_(self.policy.parameters(), maximum).item()
 
+    def _optimizers(self, joint: bool) -> list[th.optim.Optimizer]:
+        """The optimizers of the policy's loss; ``joint``: of the loss that it shares with the critic."""
+        return [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
+
+    @property
+    def _resolved_vf_coef(self) -> float:
+        return 0.5 if self.vf_coef is None else self.vf_coef
+
+
+class OnPolicyActorCritic(ActorCriticSteps):
+    """
+    Rollouts, an advantage for each step, and gradient steps of an actor whose critic may have an optimizer of its own.
+
+    A subclass says what is estimated (:meth:`_returns`, :meth:`_baseline_values`) and how the networks are updated
+    (``train``). Collecting differs from SB3's ``OnPolicyAlgorithm`` in three ways:
+
+    - rewards are stored as the environment gave them, and truncation apart from termination. SB3 adds
+      ``gamma V(final observation)`` to the reward of a truncated step, which is wrong for every estimator that does not
+      bootstrap in just that way;
+    - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
+      first ones that finish would be biased towards short episodes;
+    - after a callback has stopped the training run in mid-rollout, the next ``learn()`` resets the environments.
+    """
+
+    # The options with which actor and critic have one optimizer, for the message.
+    _joint_critic: ClassVar[str] = "value_learning_rate=None"
+    rollout_buffer: PolicyGradientBuffer
+    n_steps: int | None  # type: ignore[assignment]  # SB3 says int; with whole episodes there is no such number
+    n_episodes: int | None
+    value_learning_rate: float | str | Schedule | None
+    _episode_steps: npt.NDArray[np.int64]
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is learned."""
+        return True
+
+    @property
+    def _critic_has_own_optimizer(self) -> bool:
+        return self.value_learning_rate is not None
+
+    # ---- collecting --------------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(  # type: ignore[override]  # the length may depend on the episodes
+        self,
+        env: VecEnv,
+        callback: BaseCallback,
+        rollout_buffer: PolicyGradientBuffer,
+        n_rollout_steps: int | None,
+    ) -> bool:
+        """
+        Fill the buffer with ``n_rollout_steps`` steps of each environment, or with ``n_episodes`` whole episodes.
+
+        :param env: training environments
+        :param callback: called after each vectorised step
+        :param rollout_buffer: filled with the rollout
+        :param n_rollout_steps: steps per environment; ``None``: whole episodes
+        :return: False if a callback stopped the training run
+        """
+        rollout_buffer.reset()
+        episodes_left, steps_before = self._start_rollout(env)
+        used = np.ones(env.num_envs, dtype=np.bool_)
+        n_steps, steps = 0, self._fast_path() or self
+        has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
+        callback.on_rollout_start()
+
+        while used.any() if n_rollout_steps is None else n_steps < n_rollout_steps:
+            if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
+                self.policy.reset_noise(env.num_envs)
+            if has_callback:  # which may have changed the networks
+                steps = self._fast_path() or self
+            actions, values = steps.sample_actions(self._last_obs)
+            clipped_actions = self._environment_actions(actions)
+            new_obs, rewards, dones, infos = env.step(clipped_actions)
+            self.num_timesteps += env.num_envs
+            n_steps += 1
+
+            callback.update_locals(locals())
+            if not callback.on_step():
+                self._forget_observation()
+                return False
+
+            self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
+            self._store_step(rollout_buffer, actions, values, rewards, dones, infos, used)
+            if n_rollout_steps is None:
+                episodes_left -= dones
+                used = episodes_left > 0
+            self._last_obs, self._last_episode_starts = new_obs, dones
+
+        rollout_buffer.finish(steps_before)
+        self._compute_advantages(rollout_buffer)
+        callback.update_locals(locals())
+        callback.on_rollout_end()
+        return True
+
+    def _start_rollout(self, env: VecEnv) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """
+        :return: ``[N]`` each: number of episodes that each environment is to deliver (zeros if the rollout has a fixed
+            length), and number of steps that its running episode has taken already
+        """
+        if self.policy.training:
+            self.policy.set_training_mode(False)
+        if self.use_sde:
+            self.policy.reset_noise(env.num_envs)
+        quota = np.zeros(env.num_envs, dtype=np.int64)
+        if self.n_episodes is not None:
+            self._reset_environments(env)
+            quota += self.n_episodes // env.num_envs
+        steps = getattr(self, "_episode_steps", None)
+        if steps is None or len(steps) != env.num_envs:
+            # The environments have been replaced.
+            steps = np.zeros(env.num_envs, dtype=np.int64)
+        assert self._last_episode_starts is not None
+        return quota, np.where(self._last_episode_starts, 0, steps)
+
+    def _reset_environments(self, env: VecEnv) -> None:
+        self._last_obs = env.reset()
+        self._last_episode_starts = np.ones((env.num_envs,), dtype=bool)
+
+    def _environment_actions(self, actions: Array) -> Array:
+        """Actions within the bounds of the action space."""
+        if not isinstance(self.action_space, spaces.Box):
+            return actions
+        if self.policy.squash_output:
+            return self.policy.unscale_action(actions)
+        # A Gaussian has no bounds. The sample itself is stored: clipping is part of the environment.
+        return np.clip(actions, self.action_space.low, self.action_space.high)
+
+    def _store_step(
+        self,
+        rollout_buffer: PolicyGradientBuffer,
+        actions: Array,
+        values: FloatArray | None,
+        rewards: Array,
+        dones: BoolArray,
+        infos: list[dict[str, Any]],
+        used: BoolArray,
+    ) -> None:
+        truncated = np.zeros_like(dones)
+        for i in np.flatnonzero(dones):
+            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. If one does
+            # not tell the final observation, there is nothing to bootstrap with.
+            truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
+            if truncated[i] and used[i]:
+                rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
+        assert self._last_episode_starts is not None
+        terminated = dones & ~truncated
+        rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, terminated, truncated, used, values)
+
+    # ---- advantages --------------------------------------------------------------------------------------------------------
+
+    def _compute_advantages(self, buffer: PolicyGradientBuffer) -> None:
+        """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
+        self._episode_steps = buffer.episode_steps[-1] + 1
+        if self.uses_critic:
+            self._compute_values(buffer)
+        buffer.returns = self._returns(buffer)
+        buffer.advantages = buffer.returns - self._baseline_values(buffer)
+
+    def _compute_values(self, buffer: PolicyGradientBuffer) -> None:
+        """
+        ``values[t] = V(s_t)`` unless acting has computed them, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
+        final observation of an episode that was truncated at t.
+        """
+        steps = self._fast_path() or self
+        if not buffer.has_values:
+            flat = buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
+            buffer.values = steps.predict_values(flat).reshape(buffer.rewards.shape)
+        buffer.next_values = np.empty_like(buffer.values)
+        buffer.next_values[:-1] = buffer.values[1:]
+        buffer.next_values[-1] = steps.predict_values(obs_as_tensor(self._last_obs, self.device))
+        if buffer.final_indices:
+            rows, columns = zip(*buffer.final_indices, strict=True)
+            buffer.next_values[rows, columns] = steps.predict_values(buffer.final_observations_tensor())
+
+    @abstractmethod
+    def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
+
+    def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
+        """What is subtracted from the returns, ``[T, N]``."""
+        return buffer.values
+
     # ---- updates -----------------------------------------------------------------------------------------------------------
 
     def _update_policy(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
@@ -351,10 +349,6 @@ class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         step: PolicyStep = steps.policy_gradient(batch, targets)
         self._apply(self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
         return step
-
-    def _optimizers(self, joint: bool) -> list[th.optim.Optimizer]:
-        """The optimizers of the policy's loss; ``joint``: of the loss that it shares with the critic."""
-        return [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
 
     def _apply(self, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
         """Apply the gradients if their norm is finite."""
@@ -399,18 +393,7 @@ class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def _separate_critic(self) -> th.optim.Optimizer:
         """Give actor and critic an optimizer each."""
-        groups = parameter_groups(self.policy)
-        if groups.shared:
-            raise ValueError(
-                "a critic with an optimizer of its own must not share parameters with the policy: pass "
-                f"policy_kwargs=dict(share_features_extractor=False), or {self._joint_critic} for a common optimizer"
-            )
-        # Any, as in SB3's own call: torch's base class of optimizers declares no lr.
-        make: Any = self.policy.optimizer_class
-        kwargs = self.policy.optimizer_kwargs
-        self.policy.optimizer = make(groups.actor, lr=self.lr_schedule(1), **kwargs)
-        value_optimizer: th.optim.Optimizer = make(groups.critic, lr=self._value_lr_schedule(1), **kwargs)
-        return value_optimizer
+        return separate_optimizers(self.policy, self.lr_schedule(1), self._value_lr_schedule(1), self._joint_critic)
 
     def _make_rollout_buffer(self, n_steps: int | None) -> PolicyGradientBuffer:
         """
@@ -430,35 +413,26 @@ class OnPolicyActorCritic(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         )
 
     def _choose_buffer_class(self) -> type[PolicyGradientBuffer]:
-        is_dict = isinstance(self.observation_space, spaces.Dict)
-        expected: type[PolicyGradientBuffer] = PolicyGradientDictBuffer if is_dict else PolicyGradientBuffer
-        buffer_class: type[RolloutBuffer] = self.rollout_buffer_class or expected
-        if not issubclass(buffer_class, expected):
-            raise ValueError(
-                f"rollout_buffer_class={buffer_class.__name__} cannot store what {type(self).__name__} needs (truncation "
-                f"apart from termination): use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
-            )
-        return buffer_class
+        return rollout_buffer_class(self.rollout_buffer_class, self.observation_space, type(self).__name__)
 
     def set_parameters(
         self, load_path_or_dict: str | TensorDict, exact_match: bool = True, device: th.device | str = "auto"
     ) -> None:
         """
-        Load parameters from a file or a nested dictionary, as in SB3.
+        As in SB3.
 
         :param load_path_or_dict: file of a saved model, or what ``get_parameters`` returns
         :param exact_match: whether the parameters must be complete
         :param device: device of the loaded tensors
-        :raises ValueError: the parameters are not those of this model
+        :raises ValueError: with ``exact_match``, if the critic has an optimizer of its own here and not there
         """
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
         saved_separately = "value_optimizer" in load_path_or_dict
         if exact_match and saved_separately != (self.value_optimizer is not None):
             raise ValueError(
-                f"the parameters were saved {'with' if saved_separately else 'without'} the critic's own optimizer "
-                "(value_optimizer), and this model is the other way round: keep the options of the critic, such as "
-                "value_learning_rate, as they were"
+                f"the parameters were saved {'with' if saved_separately else 'without'} value_optimizer, the critic's own, "
+                "and this model is the other way round: keep the options of the critic, such as value_learning_rate"
             )
         super().set_parameters(load_path_or_dict, exact_match, device)
 

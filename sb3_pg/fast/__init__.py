@@ -1,8 +1,8 @@
 """
 The same updates, faster. :func:`select` is the only door: it returns an object with the steps of an update, or ``None``.
 
-Nobody needs to open this folder to understand an algorithm. ``SB3_PG_FAST=0`` in the environment, or :func:`disabled`, switches
-it off.
+Nobody needs to open this folder to understand an algorithm. ``SB3_PG_FAST=0`` in the environment, or :func:`disabled`,
+switches it off.
 """
 
 import os

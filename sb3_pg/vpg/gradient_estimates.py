@@ -1,5 +1,6 @@
 """Estimates of the policy gradient as flat vectors: to measure estimators, and for the optimal baseline."""
 
+from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
@@ -135,7 +136,8 @@ def _measurement(vpg: "VPG") -> Iterator[None]:
     policy_training = vpg.policy.training
     normalize = vpg.get_vec_normalize_env()
     normalize_training = normalize is not None and normalize.training
-    vpg._start_statistics()
+    vpg.ep_info_buffer = deque(maxlen=vpg._stats_window_size)
+    vpg.ep_success_buffer = deque(maxlen=vpg._stats_window_size)
     if normalize is not None:
         normalize.training = False
     try:

@@ -227,10 +227,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         observations, targets = buffer.samples().observations, buffer.tensor(buffer.select(buffer.returns))
         value_losses = []
         for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
-            whole = rows is None
-            loss, norm = steps.value_gradient(
-                observations if whole else index_observations(observations, rows), targets if whole else targets[rows]
-            )
+            loss, norm = steps.value_gradient(index_observations(observations, rows), targets[rows])
             self._apply([self.value_optimizer], norm, "gradient of the value loss")
             value_losses.append(loss)
         self.logger.record("train/value_loss", float(np.mean(value_losses)))
@@ -314,13 +311,13 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         return discounts
 
 
-def _minibatches(n_samples: int, batch_size: int | None, n_batches: int) -> Iterator[th.Tensor | None]:
+def _minibatches(n_samples: int, batch_size: int | None, n_batches: int) -> Iterator[th.Tensor | slice]:
     """
-    Row indices of each minibatch; every sample is drawn once before any is drawn again. ``None`` stands for all rows.
+    Row indices of each minibatch; every sample is drawn once before any is drawn again.
     """
     if batch_size is None or batch_size >= n_samples:
         for _ in range(n_batches):
-            yield None
+            yield slice(None)
         return
     queue = th.randperm(n_samples, device="cpu")
     for _ in range(n_batches):
