@@ -18,23 +18,13 @@ os.environ["OMP_NUM_THREADS"] = os.environ["MKL_NUM_THREADS"] = "1"
 import gymnasium
 import hypothesis
 import pytest
+from conformance.specs import SPECS, Spec
 
 if TYPE_CHECKING:
     from stable_baselines3.common.base_class import BaseAlgorithm
 
-# One line for each algorithm: the arguments of a model that is quick to build and to train.
-ALGORITHMS: dict[str, dict[str, Any]] = {
-    "vpg": {"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 32},
-    "nstep_a2c": {"policy": "MlpPolicy", "env": "CartPole-v1"},
-    "svg0": {"policy": "MlpPolicy", "env": "Pendulum-v1", "learning_starts": 50, "buffer_size": 1000, "batch_size": 16},
-    "her_ddpg": {
-        "policy": "MultiInputPolicy",
-        "env": "PointGoal-v0",
-        "batch_size": 32,
-        "gradient_steps": 2,
-        "policy_kwargs": {"net_arch": [16]},
-    },
-}
+# Zoo key -> arguments of a model that is quick to build and to train.
+ALGORITHMS: dict[str, dict[str, Any]] = {key: spec.small for key, spec in SPECS.items()}
 
 # A goal environment that is there wherever the tests are; the zoo finds environments in the registry alone.
 gymnasium.register("PointGoal-v0", entry_point="goal_envs:PointGoalEnv", max_episode_steps=10)
@@ -94,6 +84,17 @@ def algorithms() -> dict[str, dict[str, Any]]:
     :return: Zoo key -> arguments of a small model.
     """
     return ALGORITHMS
+
+
+@pytest.fixture(params=SPECS)
+def spec(request: pytest.FixtureRequest) -> Spec:
+    """
+    Loop over the algorithms; a test that asks for this runs once for each of them.
+
+    :param request: pytest's own.
+    :return: What the algorithm promises.
+    """
+    return SPECS[request.param]
 
 
 @pytest.fixture(params=ALGORITHMS)
