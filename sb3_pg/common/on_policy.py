@@ -102,7 +102,7 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         """
         self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again
         with th.no_grad():
-            log_prob: FloatArray = self.policy.evaluate_actions(batch.observations, batch.actions)[1].cpu().numpy()
+            log_prob: FloatArray = self._evaluate_actions(batch)[0].cpu().numpy()
         return log_prob
 
     def policy_gradient(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
@@ -115,11 +115,15 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         :return: what is logged
         """
         self.policy.set_training_mode(True)
-        values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+        value_loss = None
+        if targets is None:
+            log_prob, entropy = self._evaluate_actions(batch)
+        else:
+            values, log_prob, entropy = self.policy.evaluate_actions(batch.observations, batch.actions)
+            value_loss = losses.value_loss(values.flatten(), targets)
         policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale)
         entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
         loss = policy_loss + self.ent_coef * entropy_loss
-        value_loss = None if targets is None else losses.value_loss(values.flatten(), targets)
         if value_loss is not None:
             loss = loss + self._resolved_vf_coef * value_loss
         norm = self._backpropagate(loss)
@@ -143,6 +147,11 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         :param optimizer: moves its parameters along their gradients
         """
         optimizer.step()
+
+    def _evaluate_actions(self, batch: Batch) -> tuple[th.Tensor, th.Tensor | None]:
+        """Log-probability and entropy, ``[S]`` each, without the critic; ``None`` if the entropy has no closed form."""
+        distribution = self.policy.get_distribution(batch.observations)
+        return distribution.log_prob(batch.actions), distribution.entropy()
 
     def _backpropagate(self, loss: th.Tensor) -> float:
         """

@@ -66,6 +66,7 @@ class FastActorCritic:
         "policy_gradient",
         "value_gradient",
         "optimizer_step",
+        "_evaluate_actions",
         "_backpropagate",
     )
     options: ClassVar[tuple[str, ...]] = ()

@@ -48,7 +48,9 @@ def estimate_gradient(vpg: "VPG", n_batches: int) -> npt.NDArray[np.float64]:
         for row in gradients:
             vpg.collect_rollouts(vpg.env, callback, buffer, n_rollout_steps=None)
             vpg.policy.set_training_mode(False)
-            row[:] = _estimate(vpg, vpg._batch(buffer), buffer)
+            batch = vpg._batch(buffer)
+            row[:] = _estimate(vpg, batch, buffer)
+            _drop_graph(vpg.policy, batch)
     return gradients
 
 
@@ -63,7 +65,7 @@ def set_optimal_baseline_gradient(vpg: "VPG", batch: Batch, buffer: PolicyGradie
     """
     policy = vpg.policy
     policy.set_training_mode(True)
-    _, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+    log_prob, entropy = vpg._evaluate_actions(batch)
     entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
     actor = parameter_groups(policy).actor
     gradient = vpg.ent_coef * _flat_gradient(entropy_loss, actor) - _optimal_baseline_gradient(vpg, batch, buffer, actor)
@@ -72,6 +74,7 @@ def set_optimal_baseline_gradient(vpg: "VPG", batch: Batch, buffer: PolicyGradie
         parameter.grad = piece.view_as(parameter).clone()
     maximum = float("inf") if vpg.max_grad_norm is None else vpg.max_grad_norm
     norm = th.nn.utils.clip_grad_norm_(actor, maximum).item()
+    _drop_graph(policy, batch)
     policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale).item()
     return PolicyStep(log_prob.detach().cpu().numpy(), policy_loss, entropy_loss.item(), None, norm)
 
@@ -108,6 +111,12 @@ def _optimal_baseline_gradient(
 def _log_prob(policy: ActorCriticPolicy, batch: Batch, rows: th.Tensor | slice) -> th.Tensor:
     distribution = policy.get_distribution(index_observations(batch.observations, rows))
     return distribution.log_prob(batch.actions[rows])
+
+
+@th.no_grad()
+def _drop_graph(policy: ActorCriticPolicy, batch: Batch) -> None:
+    """The policy keeps its latest distribution, and one with a graph could not be copied: evaluate it once more."""
+    policy.get_distribution(index_observations(batch.observations, slice(1)))
 
 
 def _flat_gradient(output: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:

@@ -19,7 +19,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 from sb3_pg import VPG
 from sb3_pg.common import on_policy
 from sb3_pg.common.buffers import PolicyGradientBuffer
-from sb3_pg.common.on_policy import as_schedule
+from sb3_pg.common.validation import parse_schedule
 
 
 def snapshot(buffer: PolicyGradientBuffer) -> dict[str, Any]:
@@ -393,19 +393,19 @@ def test_exploration_noise_is_renewed_as_often_as_asked(frequency: int, expected
     ],
 )
 def test_schedules_of_a_second_learning_rate(value: Any, expected: list[float]) -> None:
-    schedule = as_schedule("rate", value)
+    schedule = parse_schedule("rate", value)
     assert [schedule(progress) for progress in (1.0, 0.5, 0.0)] == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("value", [1e-3, "1e-3", "lin_1e-3"])
 def test_schedules_can_be_pickled_by_anybody(value: Any) -> None:
-    schedule = as_schedule("rate", value)
+    schedule = parse_schedule("rate", value)
     assert pickle.loads(pickle.dumps(schedule))(0.5) == schedule(0.5)
 
 
 def test_schedules_return_plain_floats() -> None:
     """A numpy number would end up in the saved optimizer, which torch then refuses to load."""
-    assert type(as_schedule("rate", np.float64)(0.5)) is float
+    assert type(parse_schedule("rate", np.float64)(0.5)) is float
 
 
 @pytest.mark.parametrize(
@@ -418,4 +418,4 @@ def test_schedules_return_plain_floats() -> None:
 )
 def test_what_is_no_schedule_is_rejected_by_name(value: Any) -> None:
     with pytest.raises(ValueError, match=r"rate=.*lin_1e-3"):
-        as_schedule("rate", value)
+        parse_schedule("rate", value)

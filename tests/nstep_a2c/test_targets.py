@@ -114,9 +114,9 @@ def test_horizons_that_coincide(same: Options) -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 7])
 def test_truncated_environments_are_evaluated_in_one_batch(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many they are: one forward pass for the rollout, one for its end, one for all final observations."""
+    """However many they are: one forward pass for the end of the rollout, one for all final observations."""
     cuts: Any = [[(2, "truncated"), (3, "truncated"), (1, "truncated")]] * n_envs
-    # A network that is watched is not evaluated in numpy, behind the policy's back.
+    # With a hook, nothing is evaluated in numpy.
     model = NStepA2C("MlpPolicy", scripted_vec_env(cuts), n_steps=6, learning_rate=lambda _: 0.0, seed=0)
     model.policy.value_net.register_forward_hook(lambda *_: None)
     sizes: list[int] = []
@@ -130,4 +130,4 @@ def test_truncated_environments_are_evaluated_in_one_batch(n_envs: int, monkeypa
     recorder = Recorder()
     model.learn(6 * n_envs, callback=recorder)
     assert sum(step.truncated for steps in recorder.rollouts[0].steps for step in steps) == 3 * n_envs
-    assert sizes == [6 * n_envs, n_envs, 3 * n_envs]
+    assert sizes == [n_envs, 3 * n_envs]
