@@ -6,12 +6,8 @@ from types import ModuleType
 import numpy as np
 import pytest
 import script_modules
-import torch as th
-from graphs import is_fused
 
-from sb3_pg import SVG0, NStepA2C
-from sb3_pg.fast.numpy_networks import numpy_networks
-from sb3_pg.fast.optimizers import _plan_of
+from sb3_pg import SVG0, NStepA2C, fast
 
 
 @pytest.fixture(scope="module")
@@ -29,26 +25,21 @@ def test_a_point_is_the_mean_of_the_episodes_that_ended_in_its_section(script: M
     assert np.array_equal(means, [np.nan, 3.0, 7.0, 7.0, 9.0], equal_nan=True)
 
 
-def test_no_short_cut_is_left_to_a_watched_model(script: ModuleType) -> None:
-    actor_critic = NStepA2C("MlpPolicy", "CartPole-v1", device="cpu")
-    assert numpy_networks(actor_critic.policy) is not None
-    script.watch(actor_critic)
-    assert numpy_networks(actor_critic.policy) is None
-    off_policy = SVG0("MlpPolicy", "Pendulum-v1", device="cpu", learning_starts=10, seed=0)
-    off_policy.learn(30)
+@pytest.mark.parametrize("kind", ["reference", "fast", "bfloat16"])
+def test_only_the_reference_has_no_fast_path(script: ModuleType, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Asked during training."""
+    paths: list[object] = []
+    train = SVG0.train
 
-    def results() -> list[th.Tensor]:
-        policy = off_policy.actor.distribution(th.zeros(2, 3))
-        return [policy.mean, policy.stddev, off_policy.critic.q_networks[0](th.zeros(2, 4))]
+    def observed(self: SVG0, gradient_steps: int, batch_size: int) -> None:
+        paths.append(fast.select(self))
+        assert self.bf16 == (kind == "bfloat16")
+        train(self, gradient_steps, batch_size)
 
-    assert all(map(is_fused, results()))
-    assert None not in off_policy._look_for_short_cuts()
-    assert _plan_of(off_policy.critic.optimizer) is not None
-    script.watch(off_policy)
-    assert _plan_of(off_policy.critic.optimizer) is None
-    off_policy.learn(30)
-    assert off_policy._look_for_short_cuts() == (None, None)
-    assert not any(map(is_fused, results()))
+    monkeypatch.setattr(SVG0, "train", observed)
+    script.learning_curve(script.Task("Pendulum-v1", SVG0, 210, 1, {"learning_starts": 200}), kind, 0)
+    assert len(paths) == 10
+    assert [path is None for path in paths] == [kind == "reference"] * 10
 
 
 def test_it_trains_draws_and_tabulates(script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -60,9 +51,9 @@ def test_it_trains_draws_and_tabulates(script: ModuleType, tmp_path: Path, capsy
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
     rows = [line.split(" | ")[:2] for line in capsys.readouterr().out.splitlines() if line.startswith("| ")][1:]
     assert rows == [
-        ["| NStepA2C, CartPole-v1", "plain"],
+        ["| NStepA2C, CartPole-v1", "reference"],
         ["| NStepA2C, CartPole-v1", "fast"],
-        ["| SVG0, Pendulum-v1", "plain"],
+        ["| SVG0, Pendulum-v1", "reference"],
         ["| SVG0, Pendulum-v1", "fast"],
         ["| SVG0, Pendulum-v1", "bfloat16"],
     ]
