@@ -15,8 +15,8 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import torch as th
 
-from sb3_pg.common import losses
 from sb3_pg.common.distributions import GaussianActions
+from sb3_pg.svg0.svg0 import likelihood_ratio_loss, pathwise_loss
 
 ESTIMATORS = ("likelihood ratio", "pathwise")
 
@@ -35,11 +35,11 @@ def variance(estimator: str, dim: int, offset: float, std: float, n_draws: int) 
     distribution = GaussianActions(mean, th.full((n_draws, 1), std))
     samples, weights = distribution.rsample(1), th.ones(n_draws)
     if estimator == "pathwise":
-        loss = losses.pathwise_loss(offset - samples.square().sum(dim=-1) / 2, weights)
+        loss = pathwise_loss(offset - samples.square().sum(dim=-1) / 2, weights)
     else:
         constants = samples.detach()
         q_values = offset - constants.square().sum(dim=-1) / 2
-        loss = losses.likelihood_ratio_loss(distribution.sample_log_prob(constants), q_values, weights)
+        loss = likelihood_ratio_loss(distribution.sample_log_prob(constants), q_values, weights)
     (gradient,) = th.autograd.grad(loss, mean)
     return float(gradient.var(dim=0).sum())
 

@@ -1,5 +1,5 @@
 """
-Gaussian action distributions: isotropic, diagonal or full covariance, squashed or not. Pure torch.
+Gaussian action distributions: isotropic, diagonal or full covariance, squashed or not.
 
 A *sample* u is what the Gaussian draws, an unbounded vector; an *action* is u itself, or tanh(u) if the distribution is
 squashed. Everything here takes samples, never actions: tanh cannot be inverted near its bounds, in float32 not at all beyond
@@ -8,14 +8,20 @@ squashed. Everything here takes samples, never actions: tanh cannot be inverted 
 
 import math
 
+import numpy as np
+import numpy.typing as npt
 import torch as th
 from torch import distributions as D  # noqa: N812 # one letter, as in torch's own code
 from torch.nn import functional as F
+
+FloatArray = npt.NDArray[np.float32]
 
 COVARIANCES = ("isotropic", "diagonal", "full")
 
 LOG_2 = math.log(2)
 LOG_SQRT_2_PI = 0.5 * math.log(2 * math.pi)
+# tanh of anything larger is 1 in float32.
+LARGEST_TANH = 1 - 2**-24
 
 
 def n_standard_deviations(covariance: str, dim: int) -> int:
@@ -60,6 +66,32 @@ def log_tanh_derivative(sample: th.Tensor) -> th.Tensor:
     return 2 * (LOG_2 - sample - F.softplus(-2 * sample))
 
 
+def inverse_tanh(actions: FloatArray) -> FloatArray:
+    """
+    :param actions: in [-1, 1]; beyond, they are clipped
+    :return: samples whose tanh is as near to the actions as float32 allows, the same shape
+    """
+    samples: FloatArray = np.arctanh(np.clip(actions, -LARGEST_TANH, LARGEST_TANH).astype(np.float32))
+    return samples
+
+
+def uniform_samples(n: int, dim: int, squash: bool) -> tuple[FloatArray, FloatArray]:
+    """
+    Draw actions uniformly from [-1, 1], with numpy's global generator, which SB3 seeds.
+
+    :param n: number of actions N
+    :param dim: number of dimensions A
+    :param squash: whether the action is tanh of the sample
+    :return: samples that stand for the actions, ``[N, A]``, and their log-density, ``[N]``
+    """
+    actions = np.random.uniform(-1, 1, size=(n, dim)).astype(np.float32)  # noqa: NPY002 # the generator that SB3 seeds
+    log_probs = np.full(n, -dim * LOG_2, dtype=np.float32)
+    if not squash:
+        return actions, log_probs
+    samples = inverse_tanh(actions)
+    return samples, log_probs + log_tanh_derivative(th.from_numpy(samples)).sum(dim=1).numpy()
+
+
 class GaussianActions:
     """
     Distribution of actions, ``u = mean + L z`` with ``z ~ N(0, I)``, the action being u or tanh(u).
@@ -75,11 +107,11 @@ class GaussianActions:
         # Mean of the samples, [S, A].
         self.mean = mean
         self._std = std if std.shape == mean.shape else std.expand_as(mean)
-        # An object of torch's for the hard case alone: to make one, and to ask it, takes longer than the arithmetic.
+        # torch's own distribution only for the hard case: constructing and calling it takes longer than the arithmetic.
         self._correlated: D.MultivariateNormal | None = None
         if off_diagonal is not None:
             factor = cholesky_factor(self._std, off_diagonal)
-            # Without torch's own checks, which cost as much as the rest: the algorithm looks at its losses.
+            # Without torch's checks, which cost as much as the rest: the algorithm checks its losses.
             self._correlated = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     @property
@@ -94,7 +126,7 @@ class GaussianActions:
         """
         if self._correlated is not None:
             return self._correlated.rsample(th.Size((n_samples,)))
-        return self.samples_of(self.draw_noise(n_samples))
+        return self.samples_from(self.draw_noise(n_samples))
 
     def draw_noise(self, n_samples: int) -> th.Tensor:
         """
@@ -103,7 +135,7 @@ class GaussianActions:
         """
         return th.randn(n_samples, *self.mean.shape, dtype=self.mean.dtype, device=self.mean.device)
 
-    def samples_of(self, noise: th.Tensor) -> th.Tensor:
+    def samples_from(self, noise: th.Tensor) -> th.Tensor:
         """
         :param noise: z, ``[K, S, A]``
         :return: samples of uncorrelated coordinates, ``[K, S, A]``

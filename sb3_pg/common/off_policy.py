@@ -1,33 +1,191 @@
-"""What the off-policy algorithms share."""
+"""The one training loop of the off-policy algorithms: sample, losses, step, average the targets, log."""
 
 import io
+import math
 import warnings
-from contextlib import AbstractContextManager, nullcontext
+from abc import abstractmethod
+from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
+from typing import Any, ClassVar, TypeVar
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
-from stable_baselines3.common.policies import ContinuousCritic
+from stable_baselines3.common.save_util import load_from_pkl
+from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.utils import get_parameters_by_name, polyak_update, update_learning_rate
 from torch import nn
 
-from sb3_pg.common.base import RepairedAlgorithm
+from sb3_pg.common.base import PolicyGradientAlgorithm
 from sb3_pg.common.files import atomic_write
-from sb3_pg.fast.fused_mlp import MIN_REDUCED, FusedMLP, reduced_precision, reducible
+from sb3_pg.common.validation import parse_schedule
+
+SelfOffPolicyBase = TypeVar("SelfOffPolicyBase", bound="OffPolicyBase")
+
+# In bfloat16, linear layers with fewer inputs or outputs are not worth it.
+MIN_REDUCED = 64
+
+Record = dict[str, th.Tensor]
 
 
-class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
-    """SB3's off-policy algorithm, repaired, with updates in reduced precision."""
+class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
+    """
+    An actor and a critic, each with an optimizer of its own, that learn from replayed experience. A subclass supplies the
+    minibatches and the update.
+    """
 
+    actor: Any
+    critic: Any
+    qf_learning_rate: float | str | Schedule | None = None
+    qf_lr_schedule: Schedule | None = None
     bf16 = False
+    #: Advice to users whose losses are not finite, besides a lower learning rate.
+    if_not_finite: ClassVar[str]
 
-    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+    def train(self, gradient_steps: int, batch_size: int = 256) -> None:
         """
-        Save the replay buffer. A process that is killed in the middle leaves the file that was there before.
+        Update critic, actor and target networks. Does nothing while there is no experience.
 
-        :param path: file to write; ``.pkl`` is added to a name without suffix
+        :param gradient_steps: number of minibatches
+        :param batch_size: number of steps in each
+        :raises ValueError: a loss or its gradient is not finite; the parameters are as they were before that step
         """
-        with atomic_write(path, "pkl") as part:
-            super().save_replay_buffer(part)
+        if gradient_steps < 1 or not self._can_sample():
+            return
+        self.policy.set_training_mode(True)
+        self._update_learning_rate(self._optimizers())
+        fast = self._fast_path()
+        records = []
+        for _ in range(gradient_steps):
+            batch = self._sample_batch(batch_size)
+            records.append(self._reference_update(batch) if fast is None else fast.update(self, batch))
+        self._after_updates()
+        self._n_updates += gradient_steps
+        self.logger.record("train/n_updates", self._n_updates, exclude="tensorboard")
+        for name in records[0]:
+            self.logger.record(f"train/{name}", sum(float(record[name]) for record in records) / len(records))
+
+    @abstractmethod
+    def _sample_batch(self, batch_size: int) -> Any:
+        """
+        :param batch_size: number of steps
+        :return: minibatch
+        """
+
+    @abstractmethod
+    def _update(self, batch: Any) -> Record:
+        """
+        One step of each optimizer.
+
+        :param batch: minibatch
+        :return: what to log, detached
+        """
+
+    def _after_updates(self) -> None:
+        """What follows all minibatches of a call of :meth:`train`."""
+
+    def _target_networks(self) -> Iterable[tuple[nn.Module, nn.Module]]:
+        """
+        :return: each network with the one that follows it
+        """
+        raise NotImplementedError
+
+    def _can_sample(self) -> bool:
+        return self.replay_buffer is not None and self.replay_buffer.size() > 0
+
+    def _optimizers(self) -> list[th.optim.Optimizer]:
+        return [self.actor.optimizer, self.critic.optimizer]
+
+    def _descend(self, optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
+        """
+        One step down a loss. No gradient reaches anything but the parameters of the optimizer that are not frozen: the actor's
+        loss leaves the critic alone.
+
+        :param optimizer: optimizer
+        :param loss: scalar
+        :param name: of the loss
+        :raises ValueError: the loss or its gradient is not finite
+        """
+        self._check_finite(name, loss)
+        trained = [p for group in optimizer.param_groups for p in group["params"] if p.requires_grad]
+        if not trained:
+            return
+        optimizer.zero_grad()
+        loss.backward(inputs=trained)  # type: ignore[no-untyped-call]  # torch
+        self._check_gradients(name, trained)
+        optimizer.step()
+
+    def _check_finite(self, name: str, loss: th.Tensor) -> None:
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            # ValueError, so that a tuning study prunes the trial.
+            raise ValueError(f"the {name} is not finite ({value}): lower the learning rate, or {self.if_not_finite}")
+
+    def _check_gradients(self, name: str, parameters: Iterable[th.Tensor]) -> None:
+        gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
+        # What is not finite shows in a sum, which takes a tenth of the time of a look at each number.
+        if math.isfinite(sum(float(gradient.sum()) for gradient in gradients)):
+            return
+        if not all(bool(gradient.isfinite().all()) for gradient in gradients):
+            raise ValueError(f"the gradient of the {name} is not finite: lower the learning rate, or {self.if_not_finite}")
+
+    def _update_targets(self) -> None:
+        """``target <- (1 - tau) target + tau network``. Running statistics of batch normalisation are copied, as in SB3."""
+        # A dictionary: an extractor that networks share is averaged once.
+        pairs: dict[th.Tensor, th.Tensor] = {}
+        for network, target in self._target_networks():
+            pairs |= zip(target.parameters(), network.parameters(), strict=True)
+            polyak_update(get_parameters_by_name(network, ["running_"]), get_parameters_by_name(target, ["running_"]), 1.0)
+        polyak_update(pairs.values(), pairs.keys(), self.tau)
+
+    def _reference_update(self, batch: Any) -> Record:
+        with ExitStack() as stack:
+            if self.bf16:
+                # No cache: the optimizers step within the block, and cached copies of the weights would be outdated.
+                stack.enter_context(th.autocast(self.device.type, th.bfloat16, cache_enabled=False))
+            if th.get_default_device().type != self.device.type:
+                # Optimizers create their step counters on the default device.
+                stack.enter_context(self.device)
+            return self._update(batch)
+
+    # ---- plumbing ----------------------------------------------------------------------------------------------------------
+
+    def collect_rollouts(self, *args: Any, **kwargs: Any) -> RolloutReturn:
+        """
+        As in SB3.
+
+        :param args: as in SB3
+        :param kwargs: as in SB3
+        :return: number of steps and episodes, and whether to go on
+        """
+        rollout = super().collect_rollouts(*args, **kwargs)
+        if not rollout.continue_training:
+            self._forget_observation()
+        return rollout
+
+    def learn(
+        self: SelfOffPolicyBase,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str | None = None,
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfOffPolicyBase:
+        name = type(self).__name__ if tb_log_name is None else tb_log_name
+        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
+
+    def _setup_lr_schedule(self) -> None:
+        super()._setup_lr_schedule()
+        rate = self.qf_learning_rate
+        self.qf_lr_schedule = None if rate is None else parse_schedule("qf_learning_rate", rate)
+
+    def _update_learning_rate(self, optimizers: list[th.optim.Optimizer] | th.optim.Optimizer) -> None:
+        super()._update_learning_rate(optimizers)
+        if self.qf_lr_schedule is not None:
+            rate = self.qf_lr_schedule(self._current_progress_remaining)
+            update_learning_rate(self.critic.optimizer, rate)
+            self.logger.record("train/qf_learning_rate", rate)
 
     def _check_precision(self) -> None:
         """
@@ -37,27 +195,43 @@ class OffPolicyBase(RepairedAlgorithm, OffPolicyAlgorithm):
             raise ValueError(f"bf16={self.bf16!r} must be True or False")
         if not self.bf16:
             return
-        if not reducible(self.policy):
+        if not any(isinstance(m, nn.Linear) and min(m.weight.shape) >= MIN_REDUCED for m in self.policy.modules()):
             raise ValueError(
-                "bf16=True changes nothing for this policy: it takes linear layers of at least "
-                f"{MIN_REDUCED} units with ReLU or tanh between them"
+                f"bf16=True changes nothing for this policy: it takes linear layers from and to at least {MIN_REDUCED} units"
             )
         if self.device.type == "cpu" and not any(th.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
             warnings.warn("bf16=True: this processor has no instructions for bfloat16, it will be slower", stacklevel=2)
 
-    def _precision(self) -> AbstractContextManager[None]:
-        """What updates run in."""
-        return reduced_precision(self.policy) if self.bf16 else nullcontext()
+    def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
+        """
+        Save the replay buffer. If the process is killed meanwhile, an earlier file of that name stays intact.
 
+        :param path: file to write; ``.pkl`` is appended to a name without suffix
+        """
+        with atomic_write(path, "pkl") as part:
+            super().save_replay_buffer(part)
 
-def fuse_critics(critic: ContinuousCritic) -> None:
-    """
-    Replace the networks of SB3's critic by faster ones, with the same parameters under the same names.
+    def load_replay_buffer(self, path: str | Path | io.BufferedIOBase, truncate_last_traj: bool = True) -> None:  # noqa: ARG002 # SB3's
+        """
+        Load a replay buffer that was saved with :meth:`save_replay_buffer`.
 
-    :param critic: changed in place
-    """
-    for i, network in enumerate(critic.q_networks):
-        assert isinstance(network, nn.Sequential)
-        fused = FusedMLP(*network)
-        critic.add_module(f"qf{i}", fused)
-        critic.q_networks[i] = fused
+        :param path: the file
+        :param truncate_last_traj: whether episodes that were running end where they were, as if cut by a time limit
+        :raises ValueError: the file holds a buffer of another kind, for other spaces or another number of environments
+        """
+        loaded, own = load_from_pkl(path, self.verbose), self.replay_buffer
+        assert own is not None
+        found, needed = (
+            [getattr(each, name, None) for name in ("n_envs", "observation_space", "action_space")] for each in (loaded, own)
+        )
+        if not isinstance(loaded, type(own)) or found != needed:
+            kinds = (
+                "{} for {} environments with {} and {}".format(type(each).__name__, *spaces)
+                for each, spaces in ((loaded, found), (own, needed))
+            )
+            raise ValueError("{} holds a {}, and this model needs a {}".format(path, *kinds))
+        loaded.device = self.device
+        self.replay_buffer = loaded
+
+    def _excluded_save_params(self) -> list[str]:
+        return [*super()._excluded_save_params(), "actor", "critic", "qf_lr_schedule"]

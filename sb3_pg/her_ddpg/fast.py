@@ -1,77 +1,102 @@
-"""The updates of HERDDPG with their gradients written out, see :mod:`sb3_pg.fast.written_out`."""
+"""The fast path of HERDDPG: updates with hand-derived gradients, see :mod:`sb3_pg.fast.mlp`."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import torch as th
+from stable_baselines3.common.policies import BaseModel, ContinuousCritic
+from stable_baselines3.common.torch_layers import CombinedExtractor
+from stable_baselines3.common.type_aliases import DictReplayBufferSamples, TensorDict
+from stable_baselines3.td3.policies import Actor
 from torch import nn
 
-from sb3_pg.fast.fused_mlp import Layers, Pass
-from sb3_pg.fast.written_out import layers_of, lowest_value_gradient, lowest_values
-from sb3_pg.her_ddpg.policies import GoalActor, GoalCritic, MultiInputPolicy
+from sb3_pg.fast import torch_private
+from sb3_pg.fast.guard import Originals
+from sb3_pg.fast.mlp import METHODS, MLP, ForwardPass, descend, find_mlps, fit_critics, min_q, min_q_gradient, trains
+from sb3_pg.her_ddpg.normalizer import GoalNormalizer, RunningNormalizer
+from sb3_pg.her_ddpg.policies import GoalExtractor
+
+_MODULES = (Actor, ContinuousCritic, GoalExtractor, CombinedExtractor, nn.Flatten, GoalNormalizer, RunningNormalizer)
+_NETWORKS = ("actor", "critic", "actor_target", "critic_target")
 
 
-class Networks(NamedTuple):
+class FastHERDDPG:
     """
-    :param actor: from features to actions
-    :param critics: from features and actions to values
-    :param target_actor: as the actor
-    :param target_critics: as the critics
+    For networks of linear layers with ReLU or tanh, without features that are learned.
+
+    :param algorithm: a HERDDPG of that form
+    :param networks: actor and critics
+    :param targets: actor and critics
     """
 
-    actor: Layers
-    critics: list[Layers]
-    target_actor: Layers
-    target_critics: list[Layers]
-
-
-def networks_of(policy: MultiInputPolicy, reduced: bool) -> Networks | None:
-    """
-    :param policy: of HERDDPG, which nobody watches
-    :param reduced: whether the products of large layers are in bfloat16
-    :return: its networks, for updates with this module; ``None`` where they have to go by autograd: further layers, features
-        that are learned, frozen parameters, overridden methods
-    """
-    actor, critic = policy.actor, policy.critic
-    extractors: tuple[nn.Module, ...] = (actor.features_extractor, critic.features_extractor)
-    targets = (policy.actor_target, policy.critic_target)
-    standard = (
-        type(actor) is type(targets[0]) is GoalActor
-        and type(critic) is type(targets[1]) is GoalCritic
-        and type(policy).prepare is MultiInputPolicy.prepare
+    replaces: ClassVar[tuple[str, ...]] = (
+        *("_update", "_targets", "_critic_step", "_actor_step", "_actor_loss", "_update_targets", "_target_networks"),
+        *("_descend", "_reference_update"),
     )
-    if not standard or any(True for extractor in extractors for _ in extractor.parameters()):
-        return None
-    layers = layers_of([actor.mu, *critic.q_networks], reduced)
-    of_targets = layers_of([targets[0].mu, *targets[1].q_networks], reduced, trained=False)
-    if layers is None or of_targets is None:
-        return None
-    return Networks(layers[0], layers[1:], of_targets[0], of_targets[1:])
-
-
-def next_values(networks: Networks, features: th.Tensor) -> th.Tensor:
-    """
-    :param networks: of the policy
-    :param features: of the states that came next, ``[B, F]``
-    :return: what the targets make of them, ``[B, 1]``
-    """
-    actions = Pass(networks.target_actor, features).output
-    return lowest_values(networks.target_critics, th.cat([features, actions], dim=1))
-
-
-def differentiate_policy_loss(networks: Networks, features: th.Tensor, action_l2: float) -> th.Tensor:
-    """
-    Set the actor's gradients of :func:`sb3_pg.common.losses.deterministic_policy_loss`, of the first critic.
-
-    :param networks: of the policy
-    :param features: of the states, ``[B, F]``
-    :param action_l2: weight of the penalty
-    :return: the loss
-    """
-    run = Pass(networks.actor, features)
-    actions = run.output
-    weights = actions.new_full((len(actions), 1), -1 / len(actions))
-    loss, of_actions = lowest_value_gradient(
-        networks.critics[:1], th.cat([features, actions], dim=1), weights, actions.shape[1]
+    options: ClassVar[tuple[str, ...]] = ("bf16", *_NETWORKS)
+    originals = Originals(
+        [
+            *METHODS,
+            *((cls, "forward") for cls in _MODULES),
+            (BaseModel, "extract_features"),
+            (ContinuousCritic, "extract_features"),
+            (ContinuousCritic, "q1_forward"),
+        ]
     )
-    run.set_gradients(th.add(of_actions, actions, alpha=2 * action_l2 / actions.numel()))
-    return loss.add_(actions.square().mean(), alpha=action_l2)
+
+    def __init__(self, algorithm: Any, networks: list[MLP], targets: list[MLP]) -> None:
+        self._module: Actor = algorithm.actor
+        (self._actor, *self._critics), (self._target_actor, *self._target_critics) = networks, targets
+        pairs = list(algorithm._target_networks())
+        self._parameters = [parameter for network, _ in pairs for parameter in network.parameters()]
+        self._target_parameters = [parameter for _, target in pairs for parameter in target.parameters()]
+
+    @classmethod
+    def build(cls, algorithm: Any) -> "FastHERDDPG | None":
+        """
+        :param algorithm: HERDDPG
+        :return: its fast path; ``None`` with other networks, features that are learned, or frozen parameters
+        """
+        policy = algorithm.policy
+        actor, critic, actor_target, critic_target = modules = [getattr(algorithm, name) for name in _NETWORKS]
+        extractors = [module.features_extractor for module in modules]
+        standard = (
+            modules == [getattr(policy, name) for name in _NETWORKS]
+            and [*map(type, modules)] == [Actor, ContinuousCritic, Actor, ContinuousCritic]
+            and all(type(each) is GoalExtractor and each.normalizer is policy.normalizer for each in extractors)
+            and all(type(each.inner) is CombinedExtractor and not list(each.parameters()) for each in extractors)
+            and all(trains(module.optimizer, module) for module in (actor, critic))
+            and cls.originals.unchanged()
+        )
+        networks = find_mlps([actor.mu, *critic.q_networks], algorithm.bf16) if standard else None
+        targets = find_mlps([actor_target.mu, *critic_target.q_networks], algorithm.bf16, trained=False)
+        return None if networks is None or targets is None else cls(algorithm, networks, targets)
+
+    @th.no_grad()
+    def update(self, algorithm: Any, batch: DictReplayBufferSamples) -> dict[str, th.Tensor]:
+        """
+        What ``HERDDPG._update`` does.
+
+        :param algorithm: HERDDPG
+        :param batch: minibatch
+        :return: what to log
+        """
+        # All networks see the same features.
+        features, next_features = map(self._features, (batch.observations, batch.next_observations))
+        next_actions = ForwardPass(self._target_actor, next_features).output
+        targets = algorithm._td_targets(batch, min_q(self._target_critics, th.cat([next_features, next_actions], dim=1)))
+        # Half of twice the mean.
+        weights = th.full_like(targets, 2 / len(targets))
+        critic_loss, q_values = fit_critics(self._critics, th.cat([features, batch.actions], dim=1), targets, weights)
+        descend(algorithm, algorithm.critic.optimizer, critic_loss, "critic loss")
+        forward = ForwardPass(self._actor, features)
+        actions, inputs = forward.output, th.cat([features, forward.output], dim=1)
+        actor_loss, grad_actions = min_q_gradient(self._critics[:1], inputs, weights * -0.5, actions.shape[1])
+        actor_loss.add_(actions.square().mean(), alpha=algorithm.action_l2)
+        forward.backward(th.add(grad_actions, actions, alpha=2 * algorithm.action_l2 / actions.numel()))
+        descend(algorithm, algorithm.actor.optimizer, actor_loss, "actor loss")
+        if algorithm.target_update == "step":
+            torch_private.lerp_(self._target_parameters, self._parameters, algorithm.tau)
+        return {"critic_loss": critic_loss, "actor_loss": actor_loss, "q_value": q_values.mean()}
+
+    def _features(self, observations: TensorDict) -> th.Tensor:
+        return self._module.extract_features(observations, self._module.features_extractor)

@@ -103,8 +103,8 @@ class _Sequences(ReplayBuffer):
         """
         Append one vectorised step. Its log-probabilities are unknown until :meth:`set_log_probs`.
 
-        :param args: as SB3's; the actions are samples of the Gaussian
-        :param kwargs: likewise
+        :param args: as in SB3; the actions are samples of the Gaussian
+        :param kwargs: as in SB3
         """
         if not self._allocated:
             self._allocate()
@@ -226,6 +226,24 @@ class _Sequences(ReplayBuffer):
     def _tensor(self, array: Any) -> th.Tensor:
         # as_tensor() asks for the device first, which takes longer than this.
         return th.from_numpy(array) if self.device.type == "cpu" else self.to_torch(array)
+
+
+def importance_ratios(log_prob: FloatArray, behaviour_log_prob: FloatArray) -> FloatArray:
+    """
+    ``pi(u | s) / mu(u | s)``, truncated at 1 as in Retrace.
+
+    :param log_prob: log-density of the samples under the current policy, ``[T, B]``
+    :param behaviour_log_prob: log-density under the policy that drew them, ``[T, B]``
+    :return: ``[T, B]``
+    :raises ValueError: a behaviour density is unknown
+    """
+    if np.isnan(behaviour_log_prob).any():
+        raise ValueError(
+            "the behaviour log-probabilities of the replay buffer are unknown (it was filled with action_noise, or by hand): "
+            "use off_policy_correction='none'"
+        )
+    ratios: FloatArray = np.exp(np.minimum(log_prob - behaviour_log_prob, 0))
+    return ratios
 
 
 @functools.lru_cache(maxsize=8)

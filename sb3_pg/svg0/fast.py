@@ -1,163 +1,278 @@
-"""The updates of SVG(0) with their gradients written out, see :mod:`sb3_pg.fast.written_out`."""
+"""The fast path of SVG(0): updates with hand-derived gradients, see :mod:`sb3_pg.fast.mlp`, and actions in numpy."""
 
-from typing import NamedTuple
+from typing import Any, ClassVar
 
+import numpy as np
 import torch as th
+from gymnasium import spaces
+from stable_baselines3.common.policies import BasePolicy
+from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.type_aliases import TensorDict
+from torch import nn
 
-from sb3_pg.common.distributions import GaussianActions
-from sb3_pg.fast.fused_mlp import ALL, FusedLinear, Layers, Pass
-from sb3_pg.fast.optimizers import set_gradient
-from sb3_pg.fast.written_out import layers_of, lowest_value_gradient
-from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, QNetworks, Scale, SVG0Policy
+from sb3_pg.common.distributions import LOG_SQRT_2_PI, FloatArray, GaussianActions
+from sb3_pg.fast import torch_private
+from sb3_pg.fast.guard import Originals
+from sb3_pg.fast.mlp import (
+    ALL,
+    METHODS,
+    MLP,
+    ForwardPass,
+    descend,
+    find_mlps,
+    fit_critics,
+    min_q,
+    min_q_gradient,
+    set_gradient,
+    trains,
+)
+from sb3_pg.fast.numpy_mlp import flatten_observations, numpy_mlp
+from sb3_pg.svg0.buffers import SequenceSamples
+from sb3_pg.svg0.policies import LOG_STD_MAX, LOG_STD_MIN, GaussianActor, QNetworks, StateIndependentLogStd
+
+_METHODS: dict[type, tuple[str, ...]] = {
+    GaussianActor: ("distribution", "features", "sample", "extract_features"),
+    QNetworks: ("forward", "min_q", "extract_features"),
+    FlattenExtractor: ("forward",),
+    StateIndependentLogStd: ("forward",),
+    GaussianActions: ("rsample", "actions", "log_prob", "sample_log_prob"),
+}
 
 
-class Networks(NamedTuple):
+class ActorPass:
     """
-    :param actor: the module
-    :param hidden: its hidden layers
-    :param mean: layer after these
-    :param log_std: likewise; ``None`` if the standard deviations do not depend on the state
-    :param critics: C networks
-    :param target_critics: likewise
-    """
+    States on their way through the actor to samples ``u = mean + std z``, and back to its parameters.
 
-    actor: GaussianActor
-    hidden: Layers
-    mean: Layers
-    log_std: Layers | None
-    critics: list[Layers]
-    target_critics: list[Layers]
-
-
-def networks_of(policy: SVG0Policy, reduced: bool) -> Networks | None:
-    """
-    :param policy: of SVG(0), which nobody watches
-    :param reduced: whether the products of large layers are in bfloat16
-    :return: its networks, for updates with this module; ``None`` where they have to go by autograd: further layers, features
-        that are learned, full covariances, frozen parameters, overridden methods
-    """
-    actor, critic = policy.actor, policy.critic
-    heads = [actor.mu, *([] if isinstance(actor.log_std, Scale) else [actor.log_std])]
-    standard = (
-        type(actor) is GaussianActor
-        and type(critic) is type(policy.critic_target) is QNetworks
-        and type(actor.features_extractor) is type(critic.features_extractor) is FlattenExtractor
-        and actor.off_diagonal is None
-        and type(actor.log_std) in (FusedLinear, Scale)
-        and all(parameter.requires_grad for parameter in actor.log_std.parameters())
-    )
-    layers = layers_of([actor.latent_pi, *heads, *critic.q_networks], reduced) if standard else None
-    target_critics = layers_of(policy.critic_target.q_networks, reduced, trained=False)
-    if layers is None or target_critics is None:
-        return None
-    hidden, mean, *others = layers
-    log_std = others.pop(0) if len(heads) == 2 else None
-    return Networks(actor, hidden, mean, log_std, others, target_critics)
-
-
-class ActorRun:
-    """
-    A pass of states through the actor, and the way back from samples ``u = mean + std z`` to its parameters.
-
-    :param networks: of the policy
+    :param path: networks
     :param features: of the states, ``[S, F]``
     :param n_samples: number of samples K for each
-    :param next_features: of further states, ``[S, F]``, one sample for each, without a way back; ``None``: there are none
+    :param next_features: of further states, ``[S, F]``, with one sample each, which are constants; ``None``: there are none
     """
 
-    def __init__(
-        self, networks: Networks, features: th.Tensor, n_samples: int, next_features: th.Tensor | None = None
-    ) -> None:
-        self._networks = networks
-        n_states, actor = len(features), networks.actor
+    def __init__(self, path: "FastSVG0", features: th.Tensor, n_samples: int, next_features: th.Tensor | None = None) -> None:
+        n_states, actor = len(features), path.actor
         # In one pass: half the operations.
-        hidden = Pass(networks.hidden, features if next_features is None else th.cat([features, next_features]))
-        mean = Pass(networks.mean, hidden.output)
-        log_std = None if networks.log_std is None else Pass(networks.log_std, hidden.output)
+        hidden = ForwardPass(path.hidden, features if next_features is None else th.cat([features, next_features]))
+        mean = ForwardPass(path.mean, hidden.output)
+        log_std = None if path.log_std is None else ForwardPass(path.log_std, hidden.output)
         raw = actor.log_std(hidden.output) if log_std is None else log_std.output
         clamped = raw.clamp(LOG_STD_MIN, LOG_STD_MAX)
         above_min = clamped.exp()
         std = above_min + actor.min_std
-        #: Distribution of the actions.
         self.policy = GaussianActions(mean.output[:n_states], std[:n_states], None, actor.squash_output)
         self._noise = self.policy.draw_noise(n_samples)
-        #: ``[K, S, A]``
-        self.samples = self.policy.samples_of(self._noise)
-        #: Distribution in the further states, and its samples, ``[1, S, A]``.
-        self.following: tuple[GaussianActions, th.Tensor] | None = None
+        self.samples = self.policy.samples_from(self._noise)  # [K, S, A]
+        self.next: tuple[GaussianActions, th.Tensor] | None = None
         if next_features is not None:
-            following = GaussianActions(mean.output[n_states:], std[n_states:], None, actor.squash_output)
-            self.following = (following, following.rsample(1))
-        self._hidden, self._mean, self._log_std = hidden, mean, log_std
-        # Derivative of the standard deviation; where it was clamped there is none.
+            next_policy = GaussianActions(mean.output[n_states:], std[n_states:], None, actor.squash_output)
+            self.next = next_policy, next_policy.rsample(1)
+        self._path, self._hidden, self._mean, self._log_std = path, hidden, mean, log_std
+        # Derivative of the standard deviation: zero where it was clamped.
         self._slope = (above_min * (clamped == raw))[:n_states]
 
-    def set_gradients(self, of_samples: th.Tensor, of_std: th.Tensor | None) -> None:
+    def backward(self, grad_samples: th.Tensor, grad_std: th.Tensor | None) -> None:
         """
         Set the gradients of all parameters of the actor.
 
-        :param of_samples: derivative of a loss with respect to the samples, ``[K, S, A]``
-        :param of_std: what it depends on the standard deviations beyond that, ``[S, A]``; ``None``: it does not
+        :param grad_samples: derivative of a loss with respect to the samples, ``[K, S, A]``
+        :param grad_std: with respect to the standard deviations where the samples are constant, ``[S, A]``; ``None``: zero
         """
-        of_spread = of_samples * self._noise
-        one = len(of_samples) == 1
-        of_mean, of_spread = (x[0] if one else x.sum(dim=0) for x in (of_samples, of_spread))
-        if of_std is not None:
-            of_spread = of_spread + of_std
-        if self._slope.shape[1] < of_spread.shape[1]:
-            of_spread = of_spread.sum(dim=1, keepdim=True)
-        of_raw = of_spread * self._slope
-        of_latent = self._mean.set_gradients(of_mean, ALL)
-        assert of_latent is not None
+        grad_spread = grad_samples * self._noise
+        one = len(grad_samples) == 1
+        grad_mean, grad_spread = (x[0] if one else x.sum(dim=0) for x in (grad_samples, grad_spread))
+        if grad_std is not None:
+            grad_spread = grad_spread + grad_std
+        if self._slope.shape[1] < grad_spread.shape[1]:
+            grad_spread = grad_spread.sum(dim=1, keepdim=True)
+        grad_raw = grad_spread * self._slope
+        grad_latent = self._mean.backward(grad_mean, ALL)
+        assert grad_latent is not None
         if self._log_std is None:
-            set_gradient(self._networks.actor.log_std.bias, of_raw.sum(dim=0))
+            set_gradient(self._path.actor.log_std.bias, grad_raw.sum(dim=0))
         else:
-            assert self._networks.log_std is not None
-            of_latent.addmm_(of_raw, self._networks.log_std.weights[0])
-            self._log_std.set_gradients(of_raw)
-        self._hidden.set_gradients(of_latent)
+            assert self._path.log_std is not None
+            grad_latent.addmm_(grad_raw, self._path.log_std.weights[0])
+            self._log_std.backward(grad_raw)
+        self._hidden.backward(grad_latent)
 
 
-def differentiate_pathwise_loss(
-    networks: Networks, run: ActorRun, features: th.Tensor, weights: th.Tensor, ent_coef: th.Tensor | None
-) -> th.Tensor:
+class FastSVG0:
     """
-    Set the actor's gradients of :func:`sb3_pg.common.losses.pathwise_loss`, plus
-    ``ent_coef sum_s w_s mean_k log pi(a_k | s)``.
+    For uncorrelated Gaussians whose networks are linear layers with ReLU or tanh, on vectors.
 
-    :param networks: of the policy
-    :param run: of the actor, in the same states
-    :param features: of the states, ``[S, F]``
-    :param weights: ``[S]``
-    :param ent_coef: ``None``: no entropy bonus
-    :return: the loss, without the bonus
+    :param algorithm: an SVG0 of that form
+    :param networks: hidden layers, layer of the mean, layer of ``log_std`` if it depends on the state, critics
+    :param target_critics: as many as critics
     """
-    n_samples, n_states, n_actions = run.samples.shape
-    actions = run.policy.actions(run.samples)
-    # The loss is the negative of a weighted mean.
-    negative = weights[:, None].neg() if n_samples == 1 else (weights / -n_samples).repeat(n_samples)[:, None]
-    inputs = with_actions(features, actions)
-    loss, of_samples = lowest_value_gradient(networks.critics, inputs, negative, n_actions)
-    of_samples = of_samples.view_as(actions)
-    if run.policy.squash:
-        of_samples = th.ops.aten.tanh_backward(of_samples, actions)
-    of_std = None
-    if ent_coef is not None:
-        # log pi = -z^2 / 2 - log std - log(1 - tanh(u)^2), where z does not depend on the parameters.
-        if run.policy.squash:
-            of_samples = of_samples - 2 * ent_coef * negative.view(n_samples, n_states, 1) * actions
-        of_std = -ent_coef * weights[:, None] / run.policy.stddev
-    run.set_gradients(of_samples, of_std)
-    return loss
+
+    replaces: ClassVar[tuple[str, ...]] = (
+        *("_update", "_draw", "_targets", "_critic_step", "_actor_step", "_actor_loss", "_update_targets", "_target_networks"),
+        *("_descend", "_reference_update", "_policy_samples"),
+    )
+    options: ClassVar[tuple[str, ...]] = ("bf16", "gradient_estimator", "actor", "critic", "critic_target")
+    originals = Originals([*METHODS, *((cls, name) for cls, names in _METHODS.items() for name in names)])
+
+    def __init__(self, algorithm: Any, networks: list[MLP], target_critics: list[MLP]) -> None:
+        policy = algorithm.policy
+        self.actor: GaussianActor = policy.actor
+        self.hidden, self.mean, *others = networks
+        self.log_std = None if isinstance(self.actor.log_std, StateIndependentLogStd) else others.pop(0)
+        self.critics, self.target_critics = others, target_critics
+        space = policy.observation_space
+        self._sees_vectors = isinstance(space, spaces.Box) and len(space.shape) == 1
+        self._critic_parameters, self._target_parameters = (
+            list(c.parameters()) for c in (policy.critic, policy.critic_target)
+        )
+        acts = (
+            policy.device.type == "cpu"
+            and isinstance(space, spaces.Box)
+            and not is_image_space(space)
+            and type(policy).obs_to_tensor is BasePolicy.obs_to_tensor
+        )
+        self._numpy_mean = numpy_mlp([*self.actor.latent_pi, self.actor.mu]) if acts else None
+        self._numpy_log_std = [p.detach().numpy() for p in self.actor.log_std.parameters()] if acts else []
+
+    @classmethod
+    def build(cls, algorithm: Any) -> "FastSVG0 | None":
+        """
+        :param algorithm: SVG0
+        :return: its fast path; ``None`` with other networks, features that are learned, full covariances, frozen parameters,
+            or the likelihood-ratio estimator
+        """
+        actor, critic, target = modules = (algorithm.actor, algorithm.critic, algorithm.critic_target)
+        policy = algorithm.policy
+        standard = (
+            algorithm.gradient_estimator == "pathwise"
+            and modules == (policy.actor, policy.critic, policy.critic_target)
+            and tuple(map(type, modules)) == (GaussianActor, QNetworks, QNetworks)
+            and all(type(module.features_extractor) is FlattenExtractor for module in modules)
+            and actor.off_diagonal is None
+            and type(actor.log_std) in (nn.Linear, StateIndependentLogStd)
+            and all(p.requires_grad for p in actor.log_std.parameters())
+            and all(trains(module.optimizer, module) for module in (actor, critic))
+            and cls.originals.unchanged()
+        )
+        if not standard:
+            return None
+        heads = [actor.mu] if isinstance(actor.log_std, StateIndependentLogStd) else [actor.mu, actor.log_std]
+        networks = find_mlps([actor.latent_pi, *heads, *critic.q_networks], algorithm.bf16)
+        target_critics = find_mlps(target.q_networks, algorithm.bf16, trained=False)
+        return None if networks is None or target_critics is None else cls(algorithm, networks, target_critics)
+
+    # ---- the update --------------------------------------------------------------------------------------------------------
+
+    @th.no_grad()
+    def update(self, algorithm: Any, batch: SequenceSamples) -> dict[str, th.Tensor]:
+        """
+        What ``SVG0._update`` does.
+
+        :param algorithm: SVG0
+        :param batch: minibatch
+        :return: what to log
+        """
+        # All networks see the same features.
+        features, next_features = map(self._features, (batch.observations, batch.next_observations))
+        # On-policy, the targets come after the policy's step.
+        actor = ActorPass(self, features, algorithm.n_action_samples, None if algorithm.on_policy else next_features)
+        record = {"std": actor.policy.stddev.mean()}
+        log_prob = actor.policy.log_prob(actor.samples) if algorithm.uses_entropy else None
+        with th.enable_grad():
+            ent_coef = algorithm._ent_coef_step(log_prob, batch.weights, record)
+        if algorithm.on_policy:
+            self._actor_step(algorithm, actor, features, batch.weights, ent_coef, log_prob, record)
+        targets = self._targets(algorithm, batch, actor, features, next_features, ent_coef, record)
+        actions = th.tanh(batch.samples) if self.actor.squash_output else batch.samples
+        inputs = th.cat([features, actions], dim=1)
+        record["critic_loss"], _ = fit_critics(self.critics, inputs, targets[:, None], batch.weights[:, None])
+        descend(algorithm, algorithm.critic.optimizer, record["critic_loss"], "critic_loss")
+        if not algorithm.on_policy:
+            self._actor_step(algorithm, actor, features, batch.weights, ent_coef, log_prob, record)
+        torch_private.lerp_(self._target_parameters, self._critic_parameters, algorithm.tau)
+        return record
+
+    def _features(self, observations: th.Tensor | TensorDict) -> th.Tensor:
+        assert isinstance(observations, th.Tensor)
+        is_vector = self._sees_vectors and observations.dtype is th.float32
+        return observations if is_vector else self.actor.features(observations)
+
+    def _targets(
+        self,
+        algorithm: Any,
+        batch: SequenceSamples,
+        actor: ActorPass,
+        features: th.Tensor,
+        next_features: th.Tensor,
+        ent_coef: th.Tensor,
+        record: dict[str, th.Tensor],
+    ) -> th.Tensor:
+        if actor.next is None:
+            later = ActorPass(self, next_features, 1)
+            next_policy, next_samples = later.policy, later.samples
+        else:
+            next_policy, next_samples = actor.next
+        rows = [min_q(self.target_critics, _inputs(next_features, next_policy.actions(next_samples)))[:, 0]]
+        if algorithm.uses_entropy:
+            rows.append(-ent_coef * next_policy.log_prob(next_samples)[0])
+        if algorithm.resolved_correction == "retrace":
+            rows.append(min_q(self.target_critics, _inputs(features, actor.policy.actions(batch.samples[None])))[:, 0])
+            rows.append(actor.policy.sample_log_prob(batch.samples))
+        targets: th.Tensor = algorithm._lambda_returns(batch, rows, record)
+        return targets
+
+    def _actor_step(
+        self,
+        algorithm: Any,
+        actor: ActorPass,
+        features: th.Tensor,
+        weights: th.Tensor,
+        ent_coef: th.Tensor,
+        log_prob: th.Tensor | None,
+        record: dict[str, th.Tensor],
+    ) -> None:
+        n_samples, n_states, n_actions = actor.samples.shape
+        actions, squash = actor.policy.actions(actor.samples), actor.policy.squash
+        # The loss is the negative of a weighted mean.
+        negative = weights[:, None].neg() if n_samples == 1 else (weights / -n_samples).repeat(n_samples)[:, None]
+        loss, grad_actions = min_q_gradient(self.critics, _inputs(features, actions), negative, n_actions)
+        grad_samples, grad_std = grad_actions.view_as(actions), None
+        if squash:
+            grad_samples = grad_samples * (1 - actions.square())
+        if log_prob is not None:
+            # log pi = -z^2 / 2 - log std - log(1 - tanh(u)^2), where z does not depend on the parameters.
+            loss = loss + (ent_coef * log_prob.mean(dim=0) * weights).sum()
+            if squash:
+                grad_samples = grad_samples - 2 * ent_coef * negative.view(n_samples, n_states, 1) * actions
+            grad_std = -ent_coef * weights[:, None] / actor.policy.stddev
+        actor.backward(grad_samples, grad_std)
+        descend(algorithm, self.actor.optimizer, loss, "actor_loss")
+        record["actor_loss"] = loss
+
+    # ---- acting ------------------------------------------------------------------------------------------------------------
+
+    def sample(self, obs: Any) -> tuple[FloatArray, FloatArray] | None:
+        """
+        What ``GaussianActor.sample`` draws, from PyTorch's global generator as well.
+
+        :param obs: observations, ``[N, ...]``
+        :return: samples ``[N, A]``, and their log-density ``[N]``; ``None``: ask the actor itself
+        """
+        if self._numpy_mean is None:
+            return None
+        outputs = self._numpy_mean.forward(flatten_observations(obs))
+        mean, log_std = outputs[-1], self._numpy_log_std[-1]
+        if len(self._numpy_log_std) == 2:
+            log_std = outputs[-2] @ self._numpy_log_std[0].T + log_std
+        std = float(self.actor.min_std) + np.exp(np.minimum(np.maximum(log_std, LOG_STD_MIN), LOG_STD_MAX))
+        noise: FloatArray = th.randn(mean.shape, device="cpu").numpy()
+        samples = mean + std * noise
+        if not np.isfinite(samples).all():
+            return None
+        return samples, (-0.5 * noise * noise - np.log(std) - np.float32(LOG_SQRT_2_PI)).sum(axis=1)
 
 
-def with_actions(features: th.Tensor, actions: th.Tensor) -> th.Tensor:
-    """
-    :param features: ``[S, F]``
-    :param actions: ``[K, S, A]``
-    :return: inputs of the critics, ``[K * S, F + A]``
-    """
+def _inputs(features: th.Tensor, actions: th.Tensor) -> th.Tensor:
+    """Inputs of the critics, ``[K * S, F + A]``, from features ``[S, F]`` and actions ``[K, S, A]``."""
     if len(actions) == 1:
         return th.cat([features, actions[0]], dim=1)
     return th.cat([features.expand(len(actions), *features.shape), actions], dim=-1).flatten(0, 1)

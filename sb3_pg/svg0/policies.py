@@ -1,4 +1,4 @@
-"""Networks of SVG(0): a Gaussian actor with a choice of covariances, and critics that judge several actions per state."""
+"""Networks of SVG(0): a Gaussian actor with a choice of covariances, and critics that evaluate several actions per state."""
 
 from typing import Any
 
@@ -17,17 +17,14 @@ from stable_baselines3.common.torch_layers import (
 from stable_baselines3.common.type_aliases import PyTorchObs, Schedule
 from torch import nn
 
-from sb3_pg.common.distributions import COVARIANCES, GaussianActions, n_off_diagonal, n_standard_deviations
-from sb3_pg.common.off_policy import fuse_critics
-from sb3_pg.fast.fused_mlp import FusedLinear, FusedMLP
-from sb3_pg.fast.optimizers import with_fused_adam
+from sb3_pg.common.distributions import COVARIANCES, FloatArray, GaussianActions, n_off_diagonal, n_standard_deviations
 
 # As in SB3's SAC: below, the density overflows; above, a squashed sample is always at one of its bounds.
 LOG_STD_MIN = -20
 LOG_STD_MAX = 2
 
 
-class Scale(nn.Module):
+class StateIndependentLogStd(nn.Module):
     """
     Entries of the Cholesky factor that do not depend on the state.
 
@@ -96,12 +93,12 @@ class GaussianActor(BasePolicy):
         self.min_std = min_std
         dim = get_action_dim(action_space)
         latent_dim = net_arch[-1] if net_arch else features_dim
-        self.latent_pi = FusedMLP(*create_mlp(features_dim, -1, net_arch, activation_fn))
-        self.mu = FusedLinear(latent_dim, dim)
+        self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
+        self.mu = nn.Linear(latent_dim, dim)
 
-        def head(n_entries: int, initial: float) -> FusedLinear | Scale:
-            layer = FusedLinear(latent_dim, n_entries) if state_dependent_covariance else Scale(n_entries)
-            if isinstance(layer, FusedLinear):
+        def head(n_entries: int, initial: float) -> nn.Linear | StateIndependentLogStd:
+            layer = nn.Linear(latent_dim, n_entries) if state_dependent_covariance else StateIndependentLogStd(n_entries)
+            if isinstance(layer, nn.Linear):
                 nn.init.zeros_(layer.weight)
             nn.init.constant_(layer.bias, initial)
             return layer
@@ -126,9 +123,24 @@ class GaussianActor(BasePolicy):
         :return: distribution of actions in each of them, scaled to [-1, 1]
         """
         latent = self.latent_pi(self.features(obs))
-        std = self.min_std + self.log_std(latent).clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
-        off_diagonal = None if self.off_diagonal is None else self.off_diagonal(latent)
-        return GaussianActions(self.mu(latent), std, off_diagonal, self.squash_output)
+        mean, log_std = _at_least_float32(self.mu(latent)), _at_least_float32(self.log_std(latent))
+        std = self.min_std + log_std.clamp(LOG_STD_MIN, LOG_STD_MAX).exp()
+        off_diagonal = None if self.off_diagonal is None else _at_least_float32(self.off_diagonal(latent))
+        return GaussianActions(mean, std, off_diagonal, self.squash_output)
+
+    @th.no_grad()
+    def sample(self, obs: PyTorchObs) -> tuple[FloatArray, FloatArray]:
+        """
+        :param obs: observations ``[N, ...]``
+        :return: samples, ``[N, A]``, and their log-density, ``[N]``
+        :raises ValueError: they are not finite
+        """
+        distribution = self.distribution(obs)
+        samples = distribution.rsample(1)
+        if not samples.isfinite().all():
+            part = "mean" if not distribution.mean.isfinite().all() else "covariance (its Cholesky factor)"
+            raise ValueError(f"the {part} of the policy is not finite: lower the learning rate, or normalise rewards")
+        return samples[0].cpu().numpy(), distribution.sample_log_prob(samples)[0].cpu().numpy()
 
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
@@ -148,23 +160,25 @@ class GaussianActor(BasePolicy):
 
 
 class QNetworks(ContinuousCritic):
-    """SB3's critic, which judges any number of actions in each state and looks at the state once."""
+    """SB3's critic, which evaluates any number of actions per state and extracts the features of the state once."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        fuse_critics(self)
-
-    def values(self, obs: PyTorchObs, actions: th.Tensor, frozen: bool = False) -> th.Tensor:
+    def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
         :param obs: observations ``[S, ...]``
-        :param actions: K actions for each of them, ``[K, S, A]``
-        :param frozen: the gradient goes to the actions alone
-        :return: ``[C, K, S]``, of each of the C critics
+        :param actions: one action for each of them, ``[S, A]``, or K actions, ``[K, S, A]``
+        :return: values of each of the C critics, ``[S, 1]`` or ``[K, S, 1]``
         """
-        with th.set_grad_enabled(th.is_grad_enabled() and not frozen):
-            features = self.extract_features(obs, self.features_extractor)
-        inputs = th.cat([features.expand(len(actions), *features.shape), actions], dim=-1)
-        return th.stack([q_network(inputs, frozen).squeeze(-1) for q_network in self.q_networks])
+        features = self.extract_features(obs, self.features_extractor)
+        inputs = th.cat([features.expand(*actions.shape[:-1], -1), actions], dim=-1)
+        return tuple(q_network(inputs) for q_network in self.q_networks)
+
+    def min_q(self, obs: PyTorchObs, actions: th.Tensor) -> th.Tensor:
+        """
+        :param obs: observations ``[S, ...]``
+        :param actions: ``[S, A]``, or K actions for each observation, ``[K, S, A]``
+        :return: the smallest value of all critics, ``[S]`` or ``[K, S]``
+        """
+        return th.cat(self(obs, actions), dim=-1).amin(dim=-1)
 
 
 class SVG0Policy(BasePolicy):
@@ -186,7 +200,7 @@ class SVG0Policy(BasePolicy):
     :param features_extractor_kwargs: its keyword arguments
     :param normalize_images: divide images by 255
     :param optimizer_class: optimizer
-    :param optimizer_kwargs: its keyword arguments, but for the learning rate; Adam is run as one fused operation by default
+    :param optimizer_kwargs: its keyword arguments, except the learning rate
     :param n_critics: number of critics, whose minimum counts
     :raises ValueError: an unknown covariance, a negative bound, or no critic
     """
@@ -225,7 +239,7 @@ class SVG0Policy(BasePolicy):
             features_extractor_kwargs,
             normalize_images=normalize_images,
             optimizer_class=optimizer_class,
-            optimizer_kwargs=with_fused_adam(optimizer_class, optimizer_kwargs),
+            optimizer_kwargs=optimizer_kwargs,
             squash_output=squash_output,
         )
         self.net_arch = [256, 256] if net_arch is None else net_arch
@@ -291,9 +305,6 @@ class SVG0Policy(BasePolicy):
 
         :param mode: whether to train
         """
-        if self.training == self.actor.training == self.critic.training == mode:
-            # Walking through all modules takes as long as acting.
-            return
         self.actor.set_training_mode(mode)
         self.critic.set_training_mode(mode)
         self.training = mode
@@ -328,3 +339,11 @@ class SVG0MultiInputPolicy(SVG0Policy):
 MlpPolicy = SVG0Policy
 CnnPolicy = SVG0CnnPolicy
 MultiInputPolicy = SVG0MultiInputPolicy
+
+# Its name in policies that were pickled by earlier versions.
+Scale = StateIndependentLogStd
+
+
+def _at_least_float32(x: th.Tensor) -> th.Tensor:
+    """Densities and noise need more digits than autocast leaves."""
+    return x.to(th.promote_types(x.dtype, th.float32))

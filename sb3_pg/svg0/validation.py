@@ -1,17 +1,14 @@
-"""Which options of SVG0 go together: one place for every check, each with the way out in its message."""
+"""Which options of SVG0 go together. Each message says what to change."""
 
 import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 
 from sb3_pg.common.distributions import COVARIANCES
-from sb3_pg.common.validation import is_number
+from sb3_pg.common.validation import check_choice, check_fraction, check_integer, is_number
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
-
-if TYPE_CHECKING:
-    from sb3_pg.svg0.svg0 import SVG0
 
 GRADIENT_ESTIMATORS = ("pathwise", "likelihood_ratio")
 OFF_POLICY_CORRECTIONS = ("none", "retrace")
@@ -25,18 +22,70 @@ BATCH_SIZE = 256
 SEGMENT_LENGTH = 8
 
 
-def automatic_values(svg0: "SVG0") -> dict[str, int]:
+class Options(Protocol):
+    """The attributes of SVG0 that are checked here."""
+
+    observation_space: spaces.Space[Any]
+    action_space: spaces.Space[Any]
+    n_envs: int
+    gamma: float
+    tau: float
+    td_lambda: float
+    batch_size: int
+    train_freq: Any
+    action_noise: Any
+    replay_buffer_class: type[Any] | None
+    optimize_memory_usage: bool
+    n_steps: int
+    covariance: str
+    policy_kwargs: dict[str, Any]
+    use_sde: bool
+    gradient_estimator: str
+    n_action_samples: int
+    segment_length: int | None
+    off_policy_correction: str | None
+    on_policy: bool
+    ent_coef: str | float
+    target_entropy: str | float | None
+
+
+def resolve_options(svg0: Options, earlier: dict[str, int]) -> dict[str, int]:
     """
-    :param svg0: algorithm
-    :return: what arguments of SB3 that are ``None`` stand for
+    Check all options, and replace ``None`` by what it stands for.
+
+    :param svg0: algorithm, changed in place
+    :param earlier: what this function returned before the model was saved: it may stand for something else with another number
+        of environments
+    :return: name of each argument that was ``None`` -> its value
+    :raises ValueError: see :func:`check_options`
     """
+    for name, value in earlier.items():
+        if getattr(svg0, name) == value:
+            setattr(svg0, name, None)
+    check_options(svg0)
     if svg0.on_policy:
         steps = _frequency(svg0.train_freq)[0] * svg0.n_envs
-        return {"buffer_size": steps, "learning_starts": 0, "batch_size": steps}
-    return {"buffer_size": BUFFER_SIZE, "learning_starts": LEARNING_STARTS, "batch_size": BATCH_SIZE}
+        values = {"buffer_size": steps, "learning_starts": 0, "batch_size": steps}
+    else:
+        values = {"buffer_size": BUFFER_SIZE, "learning_starts": LEARNING_STARTS, "batch_size": BATCH_SIZE}
+    automatic = {name: value for name, value in values.items() if getattr(svg0, name) is None}
+    for name, value in automatic.items():
+        setattr(svg0, name, value)
+    return automatic
 
 
-def resolve_segment_length(svg0: "SVG0") -> int:
+def resolve_target_entropy(svg0: Options) -> float:
+    """
+    :param svg0: algorithm
+    :return: entropy that an automatic ``ent_coef`` aims at, in nats
+    """
+    if svg0.target_entropy is None or svg0.target_entropy == "auto":
+        assert svg0.action_space.shape is not None
+        return -float(np.prod(svg0.action_space.shape))
+    return float(svg0.target_entropy)
+
+
+def resolve_segment_length(svg0: Options) -> int:
     """
     :param svg0: algorithm
     :return: number of steps of a segment of replayed experience
@@ -46,7 +95,7 @@ def resolve_segment_length(svg0: "SVG0") -> int:
     return SEGMENT_LENGTH if svg0.td_lambda > 0 else 1
 
 
-def resolve_correction(svg0: "SVG0") -> str:
+def resolve_correction(svg0: Options) -> str:
     """
     :param svg0: algorithm
     :return: one of ``OFF_POLICY_CORRECTIONS``
@@ -74,7 +123,7 @@ def initial_ent_coef(ent_coef: str | float) -> float | None:
     raise ValueError(f'ent_coef={ent_coef!r} must be a number of at least 0, "auto", or "auto_<number>" such as "auto_0.1"')
 
 
-def check_options(svg0: "SVG0") -> None:
+def check_options(svg0: Options) -> None:
     """
     Check everything, before ``None`` is replaced by what it stands for.
 
@@ -97,24 +146,18 @@ def check_options(svg0: "SVG0") -> None:
         )
 
 
-def _check_names(svg0: "SVG0") -> None:
-    for name, known in (
-        ("covariance", COVARIANCES),
-        ("gradient_estimator", GRADIENT_ESTIMATORS),
-        ("off_policy_correction", (None, *OFF_POLICY_CORRECTIONS)),
-    ):
-        if getattr(svg0, name) not in known:
-            raise ValueError(f"{name}={getattr(svg0, name)!r} is unknown: choose one of {', '.join(map(repr, known))}")
+def _check_names(svg0: Options) -> None:
+    check_choice("covariance", svg0.covariance, COVARIANCES)
+    check_choice("gradient_estimator", svg0.gradient_estimator, GRADIENT_ESTIMATORS)
+    check_choice("off_policy_correction", svg0.off_policy_correction, (None, *OFF_POLICY_CORRECTIONS))
     for name in NETWORK_OPTIONS:
         if name in svg0.policy_kwargs:
             raise ValueError(f"{name} is an argument of SVG0 itself: take it out of policy_kwargs")
 
 
-def _check_ranges(svg0: "SVG0") -> None:
+def _check_ranges(svg0: Options) -> None:
     for name in ("gamma", "td_lambda", "tau"):
-        value = getattr(svg0, name)
-        if not (is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{name}={value!r} must lie in [0, 1]")
+        check_fraction(name, getattr(svg0, name))
     for name, minimum in (
         ("buffer_size", 1),
         ("learning_starts", 0),
@@ -123,16 +166,13 @@ def _check_ranges(svg0: "SVG0") -> None:
         ("n_critics", 1),
         ("segment_length", 1),
     ):
-        value = getattr(svg0, name)
         optional = name not in ("n_action_samples", "n_critics")
-        if not (value is None and optional) and not (
-            isinstance(value, (int, np.integer)) and is_number(value) and value >= minimum
-        ):
-            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
+        if not (getattr(svg0, name) is None and optional):
+            check_integer(name, getattr(svg0, name), minimum)
     _frequency(svg0.train_freq)
 
 
-def _check_unsupported(svg0: "SVG0") -> None:
+def _check_unsupported(svg0: Options) -> None:
     if svg0.use_sde:
         raise ValueError(
             "use_sde=True is not supported: with noise that is kept for several steps the actions of a segment are not "
@@ -156,7 +196,7 @@ def _check_unsupported(svg0: "SVG0") -> None:
         )
 
 
-def _check_entropy(svg0: "SVG0") -> None:
+def _check_entropy(svg0: Options) -> None:
     automatic = initial_ent_coef(svg0.ent_coef) is not None
     target = svg0.target_entropy
     if target is not None and not automatic:
@@ -168,7 +208,7 @@ def _check_entropy(svg0: "SVG0") -> None:
         raise ValueError(f'target_entropy={target!r} must be a number, "auto" or None')
 
 
-def _check_traces(svg0: "SVG0") -> None:
+def _check_traces(svg0: Options) -> None:
     correction, length = svg0.off_policy_correction, svg0.segment_length
     if svg0.td_lambda == 0:
         if correction == "retrace":
@@ -197,7 +237,7 @@ def _check_traces(svg0: "SVG0") -> None:
         )
 
 
-def _check_on_policy(svg0: "SVG0") -> None:
+def _check_on_policy(svg0: Options) -> None:
     for name in ("buffer_size", "learning_starts", "batch_size", "segment_length"):
         if getattr(svg0, name) is not None:
             raise ValueError(

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch as th
 
-from sb3_pg.common import losses
 from sb3_pg.common.distributions import (
     COVARIANCES,
     GaussianActions,
@@ -17,6 +16,7 @@ from sb3_pg.common.distributions import (
     n_off_diagonal,
     n_standard_deviations,
 )
+from sb3_pg.svg0.svg0 import likelihood_ratio_loss, pathwise_loss
 
 MEAN = [0.3, -0.7, 0.1]
 FACTOR = [[0.5, 0.0, 0.0], [-0.3, 0.8, 0.0], [0.2, 0.4, 0.3]]
@@ -154,13 +154,13 @@ def closed_form(covariance: str) -> list[np.ndarray]:
 
 def pathwise(distribution: GaussianActions) -> th.Tensor:
     q_values = quadratic(distribution.actions(distribution.rsample(1)))
-    return losses.pathwise_loss(q_values, th.ones(q_values.shape[1], dtype=th.float64))
+    return pathwise_loss(q_values, th.ones(q_values.shape[1], dtype=th.float64))
 
 
 def likelihood_ratio(distribution: GaussianActions) -> th.Tensor:
     samples = distribution.rsample(1).detach()
     weights = th.ones(samples.shape[1], dtype=th.float64)
-    return losses.likelihood_ratio_loss(distribution.sample_log_prob(samples), quadratic(samples), weights)
+    return likelihood_ratio_loss(distribution.sample_log_prob(samples), quadratic(samples), weights)
 
 
 def gradients(loss: Callable[[GaussianActions], th.Tensor], covariance: str) -> list[np.ndarray]:

@@ -12,7 +12,7 @@ from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pg import HERDDPG
-from sb3_pg.common import losses
+from sb3_pg.her_ddpg.her_ddpg import deterministic_policy_loss, td_target
 from sb3_pg.her_ddpg.normalizer import GoalNormalizer, RunningNormalizer
 
 
@@ -120,12 +120,12 @@ def column(*values: float) -> th.Tensor:
 
 def test_targets_by_hand() -> None:
     args = (column(-1, -1, 0, -1), column(0.9, 0, 0.9, 0.5), column(-5, -5, 3, -50))
-    assert losses.td_target(*args, bounds=None).flatten().tolist() == pytest.approx([-5.5, -1, 2.7, -26])
-    assert losses.td_target(*args, bounds=(-10, 0)).flatten().tolist() == pytest.approx([-5.5, -1, 0, -10])
+    assert td_target(*args, bounds=None).flatten().tolist() == pytest.approx([-5.5, -1, 2.7, -26])
+    assert td_target(*args, bounds=(-10, 0)).flatten().tolist() == pytest.approx([-5.5, -1, 0, -10])
 
 
 def test_the_actors_loss_by_hand() -> None:
-    loss = losses.deterministic_policy_loss(column(1, 3), th.tensor([[0.5, 0.0], [1.0, -1.0]]), 2.0)
+    loss = deterministic_policy_loss(column(1, 3), th.tensor([[0.5, 0.0], [1.0, -1.0]]), 2.0)
     assert loss.item() == pytest.approx(-2 + 2 * (0.25 + 0 + 1 + 1) / 4)
 
 

@@ -20,7 +20,7 @@ from stable_baselines3.her.her_replay_buffer import HerReplayBuffer
 
 from sb3_pg import SVG0
 from sb3_pg.common.distributions import COVARIANCES
-from sb3_pg.svg0 import options
+from sb3_pg.svg0 import validation
 from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
 
 Options = dict[str, Any]
@@ -43,8 +43,8 @@ def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> SVG0:
 WRONG: list[tuple[Options, list[str]]] = [
     # unknown names
     ({"covariance": "block"}, ["covariance", "'block'", *COVARIANCES]),
-    ({"gradient_estimator": None}, ["gradient_estimator", "None", *options.GRADIENT_ESTIMATORS]),
-    ({"off_policy_correction": "v-trace"}, ["off_policy_correction", "'v-trace'", *options.OFF_POLICY_CORRECTIONS]),
+    ({"gradient_estimator": None}, ["gradient_estimator", "None", *validation.GRADIENT_ESTIMATORS]),
+    ({"off_policy_correction": "v-trace"}, ["off_policy_correction", "'v-trace'", *validation.OFF_POLICY_CORRECTIONS]),
     # ranges
     *(
         ({name: value}, [name, "[0, 1]"])
@@ -95,7 +95,7 @@ WRONG: list[tuple[Options, list[str]]] = [
     ({"bf16": True}, ["bf16=True", "64 units"]),
     ({"bf16": "yes"}, ["bf16='yes'", "True or False"]),
     # arguments in two places
-    *(({"policy_kwargs": {name: 1}}, [name, "policy_kwargs"]) for name in options.NETWORK_OPTIONS),
+    *(({"policy_kwargs": {name: 1}}, [name, "policy_kwargs"]) for name in validation.NETWORK_OPTIONS),
     ({"policy_kwargs": {"min_std": -0.1}}, ["min_std=-0.1", "negative"]),
 ]
 

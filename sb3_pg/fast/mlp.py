@@ -1,0 +1,293 @@
+"""
+Stacks of linear layers with hand-derived gradients, and the losses of actors and critics that are made of them.
+
+For a minibatch of 256 and two layers of 256 units, half of an update's time goes into what surrounds the matrix products:
+graph nodes, copies for ReLU, gradients that no optimizer takes. Here there is no graph, and activations work in place.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch as th
+from torch import nn
+from torch.nn import functional as F
+
+from sb3_pg.common.off_policy import MIN_REDUCED
+from sb3_pg.fast import torch_private
+from sb3_pg.fast.adam import take_step
+
+# Products with few columns are several times faster as the transpose of the transposed product.
+FEW_COLUMNS = 128
+# With fewer rows, or fewer inputs or outputs, oneDNN's products are slower than those of the BLAS.
+MIN_ONEDNN_ROWS = 1024
+MIN_ONEDNN = 64
+
+ALL = slice(None)
+#: What stacks consist of: class and name of each method.
+METHODS = [(module, "forward") for module in (nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh)]
+
+
+class _Activation(NamedTuple):
+    """
+    :param apply: the function, in place
+    :param backward: writes the gradient with respect to its input into the third argument, from that with respect to its
+        output, and the output
+    """
+
+    apply: Callable[[th.Tensor], th.Tensor]
+    backward: Callable[[th.Tensor, th.Tensor, th.Tensor], object]
+
+
+def _activation(module: nn.Module) -> _Activation | None:
+    """``None`` if it is neither ReLU nor tanh."""
+    if type(module) is nn.ReLU:
+        return _Activation(th.relu_, torch_private.activation_backward("relu"))
+    return _Activation(th.tanh_, torch_private.activation_backward("tanh")) if type(module) is nn.Tanh else None
+
+
+class MLP:
+    """
+    A stack of linear layers, each followed by ReLU, tanh or nothing. It shares the parameters of the modules.
+
+    :param layers: linear layers
+    :param activations: what follows each of them
+    :param reduced: whether the products of large layers are in bfloat16. The others cost little; the first layer sees small
+        differences of observations, and the last one returns values whose differences are small too
+    """
+
+    def __init__(self, layers: Sequence[nn.Linear], activations: Sequence[_Activation | None], reduced: bool) -> None:
+        self.weights: list[th.Tensor] = [layer.weight for layer in layers]
+        self.biases: list[th.Tensor] = [layer.bias for layer in layers]
+        self.activations = activations
+        self.dtypes = [th.bfloat16 if reduced and min(w.shape) >= MIN_REDUCED else th.float32 for w in self.weights]
+        self.reduced = th.bfloat16 in self.dtypes
+        self.large = [min(weight.shape) >= MIN_ONEDNN for weight in self.weights]
+
+    def product(self, x: th.Tensor) -> Callable[..., th.Tensor] | None:
+        """
+        :param x: minibatch
+        :return: oneDNN's linear layer, where it is the faster one for large layers
+        """
+        if x.shape[0] < MIN_ONEDNN_ROWS or x.device.type != "cpu" or not th.backends.mkldnn.enabled:
+            return None
+        return torch_private.onednn_linear(th.bfloat16 if self.reduced else th.float32)
+
+
+def find_mlps(networks: Iterable[nn.Module], reduced: bool = False, trained: bool = True) -> list[MLP] | None:
+    """
+    :param networks: ``nn.Sequential`` or ``nn.Linear``, without hooks
+    :param reduced: whether the products of large layers of an ``nn.Sequential`` are in bfloat16
+    :param trained: whether gradients will be asked for
+    :return: what each network computes; ``None`` if one is not made of linear layers with bias, each followed by at most one
+        ReLU or tanh, if it is not float32, if it is frozen though it should be trained, or if layers are shared
+    """
+    found = [_find_mlp(network, reduced) for network in networks]
+    mlps = [mlp for mlp in found if mlp is not None]
+    parameters = [parameter for mlp in mlps for parameter in (*mlp.weights, *mlp.biases)]
+    usable = (
+        len(mlps) == len(found)
+        # A shared layer would need the sum of its gradients.
+        and len(set(parameters)) == len(parameters)
+        and all(p.dtype is th.float32 and p.requires_grad >= trained for p in parameters)
+    )
+    return mlps if usable else None
+
+
+def _find_mlp(network: nn.Module, reduced: bool) -> MLP | None:
+    # Subclasses may compute something else.
+    if type(network) not in (nn.Sequential, nn.Linear):
+        return None
+    layers: list[nn.Linear] = []
+    activations: list[_Activation | None] = []
+    for module in network if isinstance(network, nn.Sequential) else [network]:
+        if type(module) is nn.Linear and module.bias is not None:
+            layers.append(module)
+            activations.append(None)
+        elif layers and activations[-1] is None and (activation := _activation(module)) is not None:
+            activations[-1] = activation
+        else:
+            return None
+    return MLP(layers, activations, reduced and isinstance(network, nn.Sequential)) if layers else None
+
+
+class ForwardPass:
+    """
+    A minibatch on its way through a stack, and back. Autograd must be off.
+
+    :param mlp: the stack
+    :param x: ``[B, inputs]``, float32
+    """
+
+    def __init__(self, mlp: MLP, x: th.Tensor) -> None:
+        self._mlp = mlp
+        # Written without further functions: once the products have swept the caches, each costs microseconds.
+        weights, biases, reduced, onednn = mlp.weights, mlp.biases, mlp.reduced, mlp.product(x)
+        if reduced:
+            weights = list(map(_cast, weights, mlp.dtypes))
+            biases = list(map(_cast, biases, mlp.dtypes))
+        outputs = [x]
+        for weight, bias, activation, large in zip(weights, biases, mlp.activations, mlp.large, strict=True):
+            if reduced:
+                outputs[-1] = x = _cast(x, weight.dtype)
+            # Without oneDNN's own ReLU, which turns NaN into zero.
+            x = F.linear(x, weight, bias) if onednn is None or not large else onednn(x, weight, bias, "none", [], "")
+            if activation is not None:
+                activation.apply(x)
+            outputs.append(x)
+        # Each in the precision of the layer that it enters.
+        self._outputs, self._weights = outputs, weights
+        #: ``[B, outputs]``, float32
+        self.output = x if not reduced else _cast(x, th.float32)
+
+    def backward(self, gradient: th.Tensor, columns: slice | None = None) -> th.Tensor | None:
+        """
+        Set the gradients of all parameters.
+
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not
+            count. Its memory is reused
+        :param columns: inputs whose derivative is wanted as well; ``None``: none of them
+        :return: derivative with respect to these, ``[R, columns]``, or ``None``
+        """
+        return self._backward(gradient, columns, True)
+
+    def input_gradient(self, gradient: th.Tensor, columns: slice = ALL) -> th.Tensor:
+        """
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``
+        :param columns: inputs whose derivative is wanted
+        :return: derivative with respect to these, ``[R, columns]``
+        """
+        result = self._backward(gradient, columns, False)
+        assert result is not None
+        return result
+
+    def _backward(self, gradient: th.Tensor, columns: slice | None, trains: bool) -> th.Tensor | None:
+        mlp, outputs, weights = self._mlp, self._outputs, self._weights
+        n_rows, n_layers, reduced, onednn = gradient.shape[0], len(weights), mlp.reduced, mlp.product(gradient)
+        if n_rows < outputs[0].shape[0]:
+            outputs = [output[:n_rows] for output in outputs]
+        for i in range(n_layers - 1, -1, -1):
+            activation, weight, x = mlp.activations[i], weights[i], outputs[i]
+            if reduced:
+                gradient = _cast(gradient, outputs[i + 1].dtype)
+            if activation is not None:
+                result = gradient if trains or i < n_layers - 1 else th.empty_like(gradient)
+                activation.backward(gradient, outputs[i + 1], result)
+                gradient = result
+            if reduced:
+                gradient = _cast(gradient, weight.dtype)
+            if trains:
+                grad_weight = (x.t() @ gradient).t() if x.shape[1] <= FEW_COLUMNS else gradient.t() @ x
+                set_gradient(mlp.weights[i], _cast(grad_weight, th.float32))
+                # Sums accumulate in float32.
+                mlp.biases[i].grad = _cast(gradient.sum(0), th.float32)
+            if i == 0:
+                break
+            if onednn is not None and mlp.large[i]:
+                gradient = onednn(gradient, weight.t(), None, "none", [], "")
+            else:
+                gradient = _product(gradient, weight)
+        if columns is None:
+            return None
+        first = weights[0] if columns is ALL else weights[0][:, columns]
+        return _cast(_product(gradient, first), th.float32)
+
+
+def _cast(x: th.Tensor, dtype: th.dtype) -> th.Tensor:
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
+    if a.shape[1] == 1:
+        return a * b
+    return (b.t() @ a.t()).t() if b.shape[1] <= FEW_COLUMNS else a @ b
+
+
+def set_gradient(parameter: th.Tensor, gradient: th.Tensor) -> None:
+    """
+    Set ``parameter.grad``, laid out in memory as the parameter is: fused optimizers walk through both.
+
+    :param parameter: of an optimizer
+    :param gradient: of the same shape
+    """
+    if gradient.stride() != parameter.stride():
+        gradient = th.empty_like(parameter).copy_(gradient)
+    parameter.grad = gradient
+
+
+def fit_critics(critics: Sequence[MLP], inputs: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> tuple[Any, th.Tensor]:
+    """
+    Set the critics' gradients of ``1/2 sum_i sum_s w_s (Q_i(s, a) - target_s)^2``.
+
+    :param critics: C networks
+    :param inputs: states and actions, ``[S, D]``
+    :param targets: ``[S, 1]``
+    :param weights: ``[S, 1]``, weight of each step
+    :return: the loss, and the first critic's values ``[S, 1]``
+    """
+    losses, values = [], []
+    for critic in critics:
+        forward = ForwardPass(critic, inputs)
+        error = forward.output - targets
+        gradient = error * weights
+        losses.append(th.dot(gradient[:, 0], error[:, 0]).mul_(0.5))
+        # Afterwards, since it reuses the memory of the gradient.
+        forward.backward(gradient)
+        values.append(forward.output)
+    return losses[0] if len(losses) == 1 else th.stack(losses).sum(), values[0]
+
+
+def min_q(critics: Sequence[MLP], inputs: th.Tensor) -> th.Tensor:
+    """
+    :param critics: C networks
+    :param inputs: states and actions, ``[S, D]``
+    :return: the smallest value of all, ``[S, 1]``
+    """
+    values = [ForwardPass(critic, inputs).output for critic in critics]
+    return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
+
+
+def min_q_gradient(
+    critics: Sequence[MLP], inputs: th.Tensor, weights: th.Tensor, n_actions: int
+) -> tuple[th.Tensor, th.Tensor]:
+    """
+    :param critics: C networks, the smallest value counts
+    :param inputs: states and actions, ``[S, D]``
+    :param weights: ``[S, 1]``, of each value
+    :param n_actions: number of columns at the end of the inputs that are actions
+    :return: the weighted sum, and its gradient with respect to the actions, ``[S, A]``
+    """
+    columns = slice(inputs.shape[1] - n_actions, None)
+    passes = [ForwardPass(critic, inputs) for critic in critics]
+    if len(passes) == 1:
+        return th.dot(passes[0].output[:, 0], weights[:, 0]), passes[0].input_gradient(weights, columns)
+    values = th.cat([each.output for each in passes], dim=1)
+    lowest = values.amin(dim=1, keepdim=True)
+    # As in torch, critics of equal value share the gradient.
+    shares = (values == lowest).float()
+    shares *= weights / shares.sum(dim=1, keepdim=True)
+    gradients = [each.input_gradient(shares[:, i : i + 1], columns) for i, each in enumerate(passes)]
+    return th.dot(lowest[:, 0], weights[:, 0]), th.stack(gradients).sum(dim=0)
+
+
+def trains(optimizer: th.optim.Optimizer, network: nn.Module) -> bool:
+    """
+    :param optimizer: optimizer
+    :param network: network
+    :return: whether the optimizer has exactly the parameters of the network
+    """
+    return {p for group in optimizer.param_groups for p in group["params"]} == set(network.parameters())
+
+
+def descend(algorithm: Any, optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
+    """
+    One step down a loss whose gradients are set.
+
+    :param algorithm: off-policy algorithm
+    :param optimizer: optimizer
+    :param loss: scalar
+    :param name: of the loss
+    :raises ValueError: the loss or its gradient is not finite
+    """
+    algorithm._check_finite(name, loss)
+    algorithm._check_gradients(name, (p for group in optimizer.param_groups for p in group["params"]))
+    take_step(optimizer)
