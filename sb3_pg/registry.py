@@ -1,7 +1,7 @@
 """
-The one table of our algorithms. The zoo integration, the tests and the benchmarks loop over it.
+The table of algorithms. The zoo integration, the tests and the benchmarks loop over it.
 
-A row names its parts and imports them when asked: reading the table imports neither torch nor Stable-Baselines3.
+A row holds names and imports objects on demand: importing this module imports neither torch nor Stable-Baselines3.
 """
 
 import atexit
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Sampler = Callable[[optuna.Trial, int, int, dict[str, Any]], dict[str, Any]]
     Converter = Callable[[dict[str, Any]], dict[str, Any]]
 
-# Copies of yml files that lie in a zip file: they must outlive the call that asked for them.
+# Copies of yml files that are inside a zip file: they exist until the process ends.
 _extracted = ExitStack()
 atexit.register(_extracted.close)
 
@@ -29,12 +29,12 @@ atexit.register(_extracted.close)
 @dataclass(frozen=True)
 class Algorithm:
     """
-    Everything the zoo must know of one algorithm, by name.
+    Names of everything that the zoo needs of an algorithm.
 
-    :param key: What ``--algo`` calls it.
-    :param class_: The algorithm, ``module:name``.
-    :param sampler: Draws the constructor's arguments from an Optuna trial, ``module:name``.
-    :param converter: Rebuilds these arguments from what the trial stored, ``module:name``.
+    :param key: Key of the algorithm, the argument of ``--algo``.
+    :param class_: Class of the algorithm, ``module:name``.
+    :param sampler: Function that samples constructor arguments from an Optuna trial, ``module:name``.
+    :param converter: Function that rebuilds these arguments from the parameters of a stored trial, ``module:name``.
     :param yml: File name of the default hyperparameters.
     """
 
@@ -46,7 +46,7 @@ class Algorithm:
 
     def load_class(self) -> "type[BaseAlgorithm]":
         """
-        Import the algorithm.
+        Import the class of the algorithm.
 
         :return: The class.
         """
@@ -55,9 +55,9 @@ class Algorithm:
 
     def load_sampler(self) -> "Sampler":
         """
-        Import the function that draws hyperparameters.
+        Import the function that samples hyperparameters.
 
-        :return: The function; it takes the trial, the number of actions, the number of environments and the zoo's extras.
+        :return: Function of the trial, the number of actions, the number of environments and the zoo's additional arguments.
         """
         loaded: Sampler = pkgutil.resolve_name(self.sampler)
         return loaded
@@ -66,17 +66,17 @@ class Algorithm:
         """
         Import the function that rebuilds hyperparameters.
 
-        :return: The function; it takes the parameters that a trial stored.
+        :return: Function of the parameters of a stored trial.
         """
         loaded: Converter = pkgutil.resolve_name(self.converter)
         return loaded
 
     def yml_path(self) -> Path:
         """
-        Find the default hyperparameters: inside the package when it is installed, beside it in a checkout.
+        Find the default hyperparameters: inside the installed package, or beside it in a checkout.
 
-        :return: A file on disk, also when the package lies in a zip file (then a copy that lives as long as the process).
-        :raises FileNotFoundError: It is in neither place.
+        :return: Path of the file. If the package is inside a zip file, path of a copy that exists until the process ends.
+        :raises FileNotFoundError: The file is in neither place.
         """
         packaged = resources.files("sb3_pg").joinpath("hyperparams", self.yml)
         if packaged.is_file():

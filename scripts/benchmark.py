@@ -30,7 +30,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 
 from sb3_pg.registry import ALGOS
-from sb3_pg.zoo.runs import Run, alone, positive, run_all, show
+from sb3_pg.zoo.runs import Run, exclusive_lock, format_reward, positive_int, run_all
 
 Result = dict[str, Any]  # what result.json holds
 
@@ -183,12 +183,12 @@ def markdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> str:
     :return: the table
     """
     head = ["label", "environment", "steps", "seeds", "median", "min", "max", "all", "wall time"]
-    head += [] if threshold is None else [f"steps to {show(threshold)}: median", "slowest"]
+    head += [] if threshold is None else [f"steps to {format_reward(threshold)}: median", "slowest"]
     lines = [head, ["---"] * len(head)]
     for row in rows:
         cells = [row["label"], row["env"], f"{row['steps']:,.0f}", show_seeds(row["seeds"])]
-        cells += [show(row[key]) for key in ("median", "min", "max")]
-        cells += [", ".join(show(mean) for mean in row["all"]), f"{row['median_wall_seconds']:.0f} s"]
+        cells += [format_reward(row[key]) for key in ("median", "min", "max")]
+        cells += [", ".join(format_reward(mean) for mean in row["all"]), f"{row['median_wall_seconds']:.0f} s"]
         if threshold is not None:
             solved = [math.inf if steps is None else steps for steps in row["steps_to_solve"]]
             # The higher one of an even number: half a seed that never got there means nothing.
@@ -296,7 +296,7 @@ def command_run(args: argparse.Namespace) -> int:
     runs = plan(args)
     args.output.mkdir(parents=True, exist_ok=True)
     otherwise = f"another benchmark writes to {args.output} under the same label: wait, or choose --label"
-    with alone(args.output / f".{args.label or args.algo}.lock", otherwise):
+    with exclusive_lock(args.output / f".{args.label or args.algo}.lock", otherwise):
         failed = run_all(runs, args.jobs, sys.argv[1:])
     text, rows = report([args.output], args.threshold)
     (args.output / "results.md").write_text(text)
@@ -346,11 +346,11 @@ def make_parser() -> argparse.ArgumentParser:
     run.add_argument("--label", help="name of this variant in the table (default: the algorithm)")
     run.add_argument("--conf", type=Path, help="yml file in the zoo's format (default: the one shipped with the algorithm)")
     run.add_argument("--params", nargs="+", metavar="KEY:VALUE", help="in place of the yml file's, as the zoo's -params")
-    run.add_argument("--jobs", type=positive, default=1, help="runs at a time, one thread each (default: 1)")
-    run.add_argument("-n", "--n-timesteps", type=positive, help="environment steps (default: those of the yml file)")
-    run.add_argument("--eval-freq", type=positive, default=25_000, help="steps between evaluations (default: 25000)")
-    run.add_argument("--eval-episodes", type=positive, default=5, help="episodes of each (default: 5)")
-    run.add_argument("--final-episodes", type=positive, default=20, help="episodes of the last evaluation (default: 20)")
+    run.add_argument("--jobs", type=positive_int, default=1, help="runs at a time, one thread each (default: 1)")
+    run.add_argument("-n", "--n-timesteps", type=positive_int, help="environment steps (default: those of the yml file)")
+    run.add_argument("--eval-freq", type=positive_int, default=25_000, help="steps between evaluations (default: 25000)")
+    run.add_argument("--eval-episodes", type=positive_int, default=5, help="episodes of each (default: 5)")
+    run.add_argument("--final-episodes", type=positive_int, default=20, help="episodes of the last evaluation (default: 20)")
     run.add_argument("--device", default="cpu", help="of the networks (default: cpu)")
     table = commands.add_parser("table", help="tabulate results that are there")
     table.set_defaults(command=command_table)

@@ -235,7 +235,7 @@ def test_a_training_without_a_model_has_failed(
 ) -> None:
     monkeypatch.setattr(zoo, "_write_model", lambda *_: None)
     assert "no result.json" in str(call("run --algo a2c --env CartPole-v1 --seeds 1 -o out --conf conf.yml"))
-    assert "seed_1: the training ended without a model" in capsys.readouterr().err
+    assert "seed_1: training has saved no model" in capsys.readouterr().err
 
 
 def test_a_folder_of_somebody_elses_is_left_alone(

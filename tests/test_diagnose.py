@@ -29,7 +29,7 @@ from sb3_pg import VPG
 from sb3_pg.diagnose import DEFAULT_ESTIMATORS, Estimator, Measurement, measure
 from sb3_pg.diagnose.__main__ import main
 from sb3_pg.diagnose.moments import Interval, Reference, off_diagonal_mean, summarize
-from sb3_pg.diagnose.policies import Task, number_of_environments, saved_policy
+from sb3_pg.diagnose.policies import SamplingConfig, number_of_environments, saved_policy
 from sb3_pg.diagnose.sampling import Estimates, Job, Sampler
 
 GAMMA = 0.8
@@ -312,8 +312,8 @@ def test_all_estimators_see_the_same_episodes(mdp: TabularMDP, model: tuple[VPG,
 
 def test_steps_are_those_of_the_episodes_in_the_estimate() -> None:
     # Two environments for episodes of random length: the faster one goes on, and is not counted.
-    task = Task(make_env(layered_mdp(0)), {}, None, "LinearPolicy", {}, False, -1, {}, 0.9, 2, True)
-    sampler = Sampler(task._replace(parameters=VPG("LinearPolicy", TabularEnv(layered_mdp(0))).policy.state_dict()))
+    config = SamplingConfig(make_env(layered_mdp(0)), {}, None, "LinearPolicy", {}, False, -1, {}, 0.9, 2, True)
+    sampler = Sampler(config._replace(parameters=VPG("LinearPolicy", TabularEnv(layered_mdp(0))).policy.state_dict()))
     estimates = sampler.draw(Job(Estimator("reward_to_go", "none"), range(40)))
     log = [e.get_episode_lengths() for e in sampler.env.unwrapped.envs]  # type: ignore[attr-defined]  # DummyVecEnv
     assert len(log[0]) + len(log[1]) > 2 * 40
@@ -382,7 +382,7 @@ def test_number_of_estimates() -> None:
     assert 1 < rows[0].n_batches < 50
     assert rows[0].n_batches * rows[0].steps == pytest.approx(1000, rel=0.5)
     assert rows[0].reference_batches == 4 * rows[0].n_batches
-    with pytest.raises(ValueError, match="budget=30 is less than two estimates of 4 episodes"):
+    with pytest.raises(ValueError, match="budget=30 is too small for two estimates of 4 episodes"):
         small(n_batches=None, budget=30)
 
 
@@ -399,7 +399,7 @@ def test_total_return_only_with_the_same_target() -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        ({"estimators": ("nonsense",)}, "'nonsense' is unknown: .*Measured by default are total_return.none, "),
+        ({"estimators": ("nonsense",)}, "'nonsense' is unknown: .*The defaults are total_return.none, "),
         ({"estimators": ("reward_to_go+median",)}, "is unknown"),
         ({"estimators": ("reward_to_go:3+mean",)}, "takes no number"),
         ({"estimators": ("n_step+value",)}, "needs its return_steps after a colon: for example n_step:5.value"),
@@ -447,27 +447,27 @@ def test_environments_for_an_estimate() -> None:
 # --------------------------------------------------------------------------------------------------------- saved models
 
 
-def empty_task(env: str) -> Task:
+def empty_config(env: str) -> SamplingConfig:
     """
     Describe what to sample, without policy.
 
     :param env: id of the environment
-    :return: the task
+    :return: a configuration without policy
     """
-    return Task(env, {}, None, "", {}, False, -1, {}, 0.99, 4, True)
+    return SamplingConfig(env, {}, None, "", {}, False, -1, {}, 0.99, 4, True)
 
 
 @pytest.mark.parametrize("algorithm", [VPG, A2C, PPO])
 def test_saved_models(algorithm: Any, tmp_path: Path) -> None:
     saved = algorithm("MlpPolicy", "CartPole-v1", gamma=0.9, device="cpu", policy_kwargs={"net_arch": [8]})
     saved.save(tmp_path / "model.zip")
-    found = saved_policy(empty_task("CartPole-v1"), tmp_path / "model.zip", None)
+    found = saved_policy(empty_config("CartPole-v1"), tmp_path / "model.zip", None)
     assert found.label == "model.zip"
     assert found.has_critic
-    assert found.task.gamma == 0.9
+    assert found.config.gamma == 0.9
     state = {name: tensor.numpy() for name, tensor in saved.policy.state_dict().items()}
-    np.testing.assert_equal(found.task.parameters, state)
-    rebuilt = found.task.make_model(found.task.make_environments(1))
+    np.testing.assert_equal(found.config.parameters, state)
+    rebuilt = found.config.make_model(found.config.make_environments(1))
     observations, actions = th.randn(5, 4), th.tensor([0, 1, 0, 1, 1])
     for ours, theirs in zip(*(m.policy.evaluate_actions(observations, actions) for m in (rebuilt, saved)), strict=True):
         th.testing.assert_close(ours, theirs, rtol=0, atol=0)
@@ -476,22 +476,22 @@ def test_saved_models(algorithm: Any, tmp_path: Path) -> None:
 def test_a_critic_is_used_only_for_its_own_discount(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     VPG("MlpPolicy", "CartPole-v1", device="cpu").save(path)
-    assert not saved_policy(empty_task("CartPole-v1"), path, 0.5).has_critic
+    assert not saved_policy(empty_config("CartPole-v1"), path, 0.5).has_critic
     VPG("MlpPolicy", "CartPole-v1", device="cpu", advantage_estimator="reward_to_go", baseline="none", n_episodes=1).save(path)
-    assert not saved_policy(empty_task("CartPole-v1"), path, None).has_critic
+    assert not saved_policy(empty_config("CartPole-v1"), path, None).has_critic
 
 
 def test_models_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     VPG("MlpPolicy", "CartPole-v1", device="cpu").save(path)
     with pytest.raises(
-        ValueError, match=r"model.zip is the model of another environment than Pendulum-v1: Observation spaces"
+        ValueError, match=r"model.zip does not fit Pendulum-v1: Observation spaces"
     ):
         measure("Pendulum-v1", path, n_batches=2)
     with pytest.raises(ValueError, match="policy='MlpPolicy' is for a new policy"):
         measure("CartPole-v1", path, policy="MlpPolicy", n_batches=2)
     DDPG("MlpPolicy", "Pendulum-v1", device="cpu", buffer_size=1).save(path)
-    with pytest.raises(ValueError, match="holds a TD3Policy: needed is an actor-critic policy"):
+    with pytest.raises(ValueError, match="holds a TD3Policy, but an actor-critic policy is needed"):
         measure("Pendulum-v1", path, n_batches=2)
 
 
@@ -519,7 +519,7 @@ def test_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Non
     printed = capsys.readouterr().out
     assert "CartPole-v1, new MlpPolicy, gamma = 0.9, with gamma^t before step t" in printed
     assert "critic: untrained" in printed
-    assert f"Picture: {output}" in printed
+    assert f"Figure: {output}" in printed
     with output.with_suffix(".csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert {f"{row['estimator']}+{row['baseline']}" for row in rows} == set(DEFAULT_ESTIMATORS)
@@ -570,7 +570,7 @@ def test_interrupting_keeps_what_is_finished(
     ("arguments", "message"),
     [
         (["--env", "CartPol-v1"], "environment 'CartPol-v1': .*[Dd]id you mean: `CartPole`"),
-        (["--env", "CartPole-v1", "--estimators", "gea"], "Measured by default are total_return"),
+        (["--env", "CartPole-v1", "--estimators", "gea"], "The defaults are total_return"),
         (["--env", "CartPole-v1", "--model", "no_such_model.zip"], "no_such_model.zip"),
         (["--env", "CartPole-v1", "-o", "out.csv"], "must end in one of .*png"),
         (["--env", "CartPole-v1", "-o", "no_such_folder/out.png"], "there is no folder no_such_folder"),

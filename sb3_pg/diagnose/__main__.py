@@ -1,7 +1,7 @@
 """
 ``python -m sb3_pg.diagnose --env CartPole-v1 -o out.png``: measure the estimators of the policy gradient for one policy.
 
-Prints a table, and writes it as CSV and as a picture.
+Prints a table, and writes it as a CSV file and a figure.
 """
 
 import argparse
@@ -18,21 +18,21 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from sb3_pg.diagnose.estimators import DEFAULT_ESTIMATORS
-from sb3_pg.diagnose.results import Measurement, by_variance, circumstances, format_table, write_csv
-from sb3_pg.diagnose.study import DEFAULT_BUDGET, DEFAULT_CRITIC_STEPS, REFERENCE_FACTOR, measure
+from sb3_pg.diagnose.measurement import DEFAULT_BUDGET, DEFAULT_CRITIC_STEPS, REFERENCE_FACTOR, measure
+from sb3_pg.diagnose.results import Measurement, describe_setup, format_table, sort_by_variance, write_csv
 
-_NO_PLOTS = "matplotlib is not installed, so there is no picture: pip install 'sb3-pg[plots]'"
-# What a shell reports of a program that ended by Ctrl-C.
+_NO_PLOTS = "matplotlib is not installed, so no figure is drawn: pip install 'sb3-pg[plots]'"
+# Exit status that shells report after Ctrl-C.
 _INTERRUPTED = 130
-# Below this the reference is too noisy to say much about directions.
+# Below this the reference is too noisy for conclusions about directions.
 _MIN_ACCURACY = 0.9
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """
-    Measure, print, write.
+    Measure the estimators, print the table and write the files.
 
-    :param arguments: of the command line; ``None``: those of the process
+    :param arguments: command-line arguments; ``None``: ``sys.argv[1:]``
     :return: exit status: 0, or 130 after Ctrl-C
     """
     parser = _parser()
@@ -58,14 +58,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _report(measurements: Sequence[Measurement], output: Path, has_plots: bool) -> None:
-    print("\n".join(circumstances(measurements)), format_table(measurements), sep="\n\n")
+    print("\n".join(describe_setup(measurements)), format_table(measurements), sep="\n\n")
     accuracy = measurements[0].reference_accuracy
     if not accuracy >= _MIN_ACCURACY:
         print(
             f"the reference gradient is noisy (cosine {accuracy:.2f}): raise --reference-batches or --budget", file=sys.stderr
         )
     table = output.with_suffix(".csv")
-    write_csv(by_variance(measurements), table)
+    write_csv(sort_by_variance(measurements), table)
     print(f"\nTable: {table}")
     if not has_plots:
         print(_NO_PLOTS, file=sys.stderr)
@@ -73,15 +73,17 @@ def _report(measurements: Sequence[Measurement], output: Path, has_plots: bool) 
     from sb3_pg.diagnose.plot import draw
 
     draw(measurements, output)
-    print(f"Picture: {output}")
+    print(f"Figure: {output}")
 
 
 def _check_output(output: Path, has_plots: bool) -> None:
     """
-    :raises ValueError: nothing could be written there, which shall not come out when all is measured
+    Fail before the measurement if its results could not be written.
+
+    :raises ValueError: the folder does not exist, or matplotlib does not know the file type
     """
     if not output.resolve().parent.is_dir():
-        raise ValueError(f"-o {output}: there is no folder {output.parent}, make it first")
+        raise ValueError(f"-o {output}: there is no folder {output.parent}, create it first")
     if has_plots:
         from sb3_pg.diagnose.plot import file_types
 
@@ -90,7 +92,7 @@ def _check_output(output: Path, has_plots: bool) -> None:
 
 
 class _ProgressBar:
-    """One bar for each thing that is done, in the terminal only."""
+    """One progress bar for each step of the measurement, on the terminal only."""
 
     def __init__(self) -> None:
         self._progress = Progress(
@@ -123,55 +125,60 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("--env", required=True, help="id of the environment, such as CartPole-v1 (package:id imports the package first)")
-    add("--env-kwargs", nargs="+", type=_keyword, default=[], action=_Keywords, metavar="KEY:VALUE", help="its arguments")
+    add("--env-kwargs", nargs="+", type=_keyword, default=[], action=_Keywords, metavar="KEY:VALUE", help="keyword arguments")
     add("--model", type=Path, help="zip file of a saved VPG, A2C, PPO, ... (default: a new policy)")
-    add("--vec-normalize", type=Path, metavar="FILE", help="vecnormalize.pkl of a model that was trained with one")
-    add("--policy", help="class of a new policy, such as LinearPolicy (default: by the observations)")
+    add("--vec-normalize", type=Path, metavar="FILE", help="vecnormalize.pkl of a model that was trained with VecNormalize")
+    add("--policy", help="class of a new policy, such as LinearPolicy (default: by the observation space)")
     add(
         "--estimators",
         nargs="+",
         metavar="NAME",
-        help=f"weight+baseline each; n_step:5 and gae:0.9 have a number (default: {' '.join(DEFAULT_ESTIMATORS)})",
+        help=f"names weight+baseline; n_step:5 and gae:0.9 take a parameter (default: {' '.join(DEFAULT_ESTIMATORS)})",
     )
     add("--gamma", type=float, help="discount factor (default: the model's, 0.99 for a new policy)")
     add(
         "--discount-gradient",
         action=argparse.BooleanOptionalAction,
         default=True,
-        help="weigh step t by gamma^t, so that all estimate the gradient of the discounted objective (default: yes)",
+        help="weight step t by gamma^t, so that all estimate the gradient of the discounted objective (default: yes)",
     )
-    add("--n-episodes", type=int, default=10, help="episodes in one estimate (default: 10)")
+    add("--n-episodes", type=int, default=10, help="episodes per estimate (default: 10)")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--n-batches", type=int, help="estimates by each estimator")
+    size.add_argument("--n-batches", type=int, help="number of estimates per estimator")
     size.add_argument(
         "--budget",
         type=int,
-        help=f"environment steps for each estimator (default: {DEFAULT_BUDGET}, but between 20 and 200 estimates)",
+        help=f"environment steps per estimator (default: {DEFAULT_BUDGET}, but between 20 and 200 estimates)",
     )
     add(
         "--reference-batches",
         type=int,
-        help=f"estimates for the reference gradient (default: {REFERENCE_FACTOR} times as many as by each estimator)",
+        help=f"estimates for the reference gradient (default: {REFERENCE_FACTOR} times those per estimator)",
     )
     add(
         "--critic-steps",
         type=int,
-        help=f"steps to fit the critic on (default: {DEFAULT_CRITIC_STEPS}; 0 if the model has one for that gamma)",
+        help=f"steps to fit the critic on (default: {DEFAULT_CRITIC_STEPS}; 0 if the model has a critic for that gamma)",
     )
-    add("--seed", type=int, default=0, help="seed of everything (default: 0)")
-    add("--n-jobs", type=int, default=_usable_cpus(), help="processes; the results do not depend on it (default: all CPUs)")
+    add("--seed", type=int, default=0, help="seed of all random generators (default: 0)")
+    add(
+        "--n-jobs",
+        type=int,
+        default=_usable_cpus(),
+        help="number of processes, without influence on the results (default: all CPUs)",
+    )
     add(
         "-o",
         "--output",
         type=Path,
         default=Path("estimators.png"),
-        help="picture; the CSV file lies beside it (default: %(default)s)",
+        help="figure; the CSV file is written beside it (default: %(default)s)",
     )
     return parser
 
 
 def _keyword(text: str) -> tuple[str, Any]:
-    """Read ``key:value``, as the zoo does; what is no Python literal is a string."""
+    """Read ``key:value`` as the zoo does; a value that is not a Python literal is a string."""
     key, colon, value = text.partition(":")
     if not colon:
         raise argparse.ArgumentTypeError(f"{text!r} must have the form key:value")
@@ -182,7 +189,7 @@ def _keyword(text: str) -> tuple[str, Any]:
 
 
 class _Keywords(argparse.Action):
-    """Store pairs as a dictionary."""
+    """Store key-value pairs as a dictionary."""
 
     def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, *_: object) -> None:
         del parser

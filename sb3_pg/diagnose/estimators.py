@@ -1,4 +1,4 @@
-"""Names of the estimators that can be measured, and what they are called among VPG's options."""
+"""Names of the estimators, and the options of VPG that select them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -16,18 +16,18 @@ DEFAULT_ESTIMATORS = (
     "n_step:5+value",
     f"gae:{GAE_LAMBDA}+value",
 )
-# The option that the number after the colon sets, and its type.
+# Option of VPG that the number after the colon sets, and its type.
 _PARAMETERS = {"n_step": ("return_steps", int), "gae": ("gae_lambda", float)}
 
 
 @dataclass(frozen=True)
 class Estimator:
     """
-    What multiplies the score of each step.
+    A gradient estimator: the factor of the score function at each step.
 
-    :param weight: VPG's ``advantage_estimator``
-    :param baseline: VPG's ``baseline``
-    :param parameter: ``return_steps`` of ``n_step``, ``gae_lambda`` of ``gae``; ``None`` elsewhere
+    :param weight: ``advantage_estimator`` of VPG
+    :param baseline: ``baseline`` of VPG
+    :param parameter: ``return_steps`` of ``n_step``, ``gae_lambda`` of ``gae``; ``None`` for other weights
     """
 
     weight: str
@@ -37,11 +37,11 @@ class Estimator:
     @classmethod
     def parse(cls, text: str) -> "Estimator":
         """
-        Read a name such as ``reward_to_go+mean``, ``n_step:5+value`` or ``gae:0.97+value``.
+        Parse a name such as ``reward_to_go+mean``, ``n_step:5+value`` or ``gae:0.97+value``.
 
         :param text: ``weight[:number]+baseline``
-        :return: the estimator. Whether weight and baseline go together is for VPG to say
-        :raises ValueError: a weight or baseline that does not exist, or a number that is missing, wrong or not wanted
+        :return: the estimator. VPG checks whether weight and baseline can be combined
+        :raises ValueError: unknown weight or baseline; missing, invalid or superfluous number
         """
         head, _, baseline = text.partition("+")
         weight, _, number = head.partition(":")
@@ -49,7 +49,7 @@ class Estimator:
             weights, baselines = ", ".join(ADVANTAGE_ESTIMATORS), ", ".join(BASELINES)
             raise ValueError(
                 f"estimator {text!r} is unknown: write weight+baseline, with one of the weights {weights} and one of the "
-                f"baselines {baselines}. Measured by default are {', '.join(DEFAULT_ESTIMATORS)}"
+                f"baselines {baselines}. The defaults are {', '.join(DEFAULT_ESTIMATORS)}"
             )
         if weight not in _PARAMETERS:
             if number:
@@ -68,26 +68,26 @@ class Estimator:
 
     @property
     def weight_name(self) -> str:
-        """The weight with its number, ``gae:0.97``."""
+        """Weight with its parameter, for example ``gae:0.97``."""
         return self.weight if self.parameter is None else f"{self.weight}:{self.parameter:g}"
 
     @property
     def name(self) -> str:
-        """What :meth:`parse` reads."""
+        """Name in the format of :meth:`parse`."""
         return f"{self.weight_name}+{self.baseline}"
 
     def options(self, discount_gradient: bool) -> dict[str, Any]:
         """
-        Arguments of ``VPG`` that choose this estimator.
+        Arguments of ``VPG`` that select this estimator.
 
-        :param discount_gradient: whether to weigh step t by ``gamma^t``; the total return does so by itself
+        :param discount_gradient: whether to weight step t by ``gamma^t``; the total return contains this factor already
         :return: keyword arguments
         """
         options: dict[str, Any] = {"advantage_estimator": self.weight, "baseline": self.baseline}
         if self.weight != "total_return":
             options["discount_gradient"] = discount_gradient
         if self.baseline == "value":
-            # Nothing is trained here, and one optimizer for all suits networks with shared features too.
+            # Nothing is trained here, and a single optimizer also works for networks that share features.
             options["n_value_updates"] = 0
         if self.weight in _PARAMETERS:
             options[_PARAMETERS[self.weight][0]] = self.parameter

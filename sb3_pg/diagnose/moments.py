@@ -1,10 +1,10 @@
 """
-Moments of gradient estimates, from their scalar products alone: pure numpy.
+Moments of gradient estimates, computed from their scalar products: pure numpy.
 
 With ``B`` independent estimates ``x_i`` of expectation ``m``, ``mean_{i != j} x_i . x_j`` is an unbiased estimate of
-``|m|^2``. ``|mean_i x_i|^2`` is not: it contains ``1/B`` of the variance, and in noisy cases little else.
-So everything is computed from the matrix of scalar products, whose size does not depend on the number of parameters, and a
-bootstrap sample is a vector of counts (an estimate that was drawn twice still makes no pair with itself).
+``|m|^2``. ``|mean_i x_i|^2`` is not: its bias is ``1/B`` of the variance, which dominates in noisy cases.
+So everything is computed from the matrix of scalar products, whose size does not depend on the number of parameters. A
+bootstrap sample is a vector of counts (an estimate that was drawn twice does not form a pair with itself).
 """
 
 from dataclasses import dataclass
@@ -17,15 +17,15 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 
 N_BOOTSTRAP = 1000
-# Columns that are multiplied at a time: float64 copies of all of them would take twice the memory of the estimates.
+# Number of columns multiplied at a time: float64 copies of all columns would take twice the memory of the estimates.
 _BLOCK = 1 << 16
 
 
 class Interval(NamedTuple):
     """
-    A number with its 95% bootstrap interval.
+    An estimate with its 95% bootstrap interval.
 
-    :param value: estimate
+    :param value: point estimate
     :param low: 2.5% quantile
     :param high: 97.5% quantile
     """
@@ -37,12 +37,12 @@ class Interval(NamedTuple):
 
 class Summary(NamedTuple):
     """
-    What is said about an estimator ``x`` of the gradient ``g``.
+    Properties of an estimator ``x`` of the gradient ``g``.
 
     :param variance: ``tr Cov x``, the sum of the variances of all parameters
     :param snr: ``|E x|^2 / tr Cov x``
     :param cosine: ``E[x . r / (|x| |r|)]`` with the reference gradient ``r``
-    :param bias: ``|E x - g| / |g|``; zero where its square, estimated without bias, came out negative
+    :param bias: ``|E x - g| / |g|``; zero where the unbiased estimate of its square is negative
     """
 
     variance: Interval
@@ -54,9 +54,9 @@ class Summary(NamedTuple):
 @dataclass(frozen=True, eq=False)
 class Reference:
     """
-    Estimates by an unbiased estimator, many more of them, that stand for the gradient.
+    Many estimates by an unbiased estimator, whose mean serves as the reference gradient.
 
-    :param estimates: ``[M, P]``, independent of everything that is compared with them
+    :param estimates: ``[M, P]``, independent of all estimates that are compared with the reference
     """
 
     estimates: FloatArray
@@ -69,8 +69,8 @@ class Reference:
     @cached_property
     def accuracy(self) -> float:
         """
-        Cosine between the reference and the gradient it stands for, ``sqrt(|g|^2 / |r|^2)`` with an unbiased ``|g|^2``;
-        0 where that is not positive: the reference then is nothing but noise.
+        Estimated cosine between the reference and the true gradient, ``sqrt(|g|^2 / |r|^2)`` with an unbiased ``|g|^2``;
+        0 if that estimate is not positive, so that the reference is nothing but noise.
         """
         ones = np.ones((1, len(self.products)))
         squared_norm, mean_squared = float(off_diagonal_mean(self.products, ones)[0]), float(self.products.mean())
@@ -95,7 +95,7 @@ def off_diagonal_mean(products: FloatArray, counts: FloatArray) -> FloatArray:
     ``sum_{i != j} w_i w_j G_ij / sum_{i != j} w_i w_j``: an unbiased estimate of ``|E x|^2`` for ``w = 1``.
 
     :param products: ``[B, B]``, G, scalar products of the estimates
-    :param counts: ``[R, B]``, w, how often each estimate is in each sample
+    :param counts: ``[R, B]``, w, multiplicity of each estimate in each bootstrap sample
     :return: ``[R]``
     """
     squares = counts**2
@@ -106,25 +106,25 @@ def off_diagonal_mean(products: FloatArray, counts: FloatArray) -> FloatArray:
 
 def summarize(estimates: FloatArray, reference: Reference, rng: np.random.Generator) -> Summary:
     """
-    Describe an estimator by independent estimates.
+    Compute the properties of an estimator from independent estimates.
 
     :param estimates: ``[B, P]``, B at least 2
-    :param reference: many estimates of the gradient itself
-    :param rng: draws the bootstrap samples
-    :return: each number with its interval; not-a-number where it is not defined (no variance, no gradient)
+    :param reference: reference gradient
+    :param rng: random generator of the bootstrap samples
+    :return: all properties with their intervals; NaN where a property is not defined (no variance, zero gradient)
     :raises ValueError: fewer than two estimates
     """
     if len(estimates) < 2:
-        raise ValueError(f"a variance takes at least two estimates, got {len(estimates)}: raise n_batches")
+        raise ValueError(f"a variance needs at least two estimates, got {len(estimates)}: raise n_batches")
     own = scalar_products(estimates, estimates)
     others = reference.products
     cross = scalar_products(estimates, reference.estimates)
-    # The first "sample" of each is the data itself.
+    # The first "sample" is the data itself.
     counts, other_counts = (_resample(len(products), rng) for products in (own, others))
 
     squared_norms = off_diagonal_mean(own, counts)
     squares = np.diag(own)
-    # Half the squared distance of two estimates has the variance as its expectation, and is not negative.
+    # The expectation of half the squared distance of two estimates is the variance, and it cannot be negative.
     variances = np.maximum(off_diagonal_mean((squares[:, None] + squares) / 2 - own, counts), 0)
     lengths = np.sqrt(squares) * np.sqrt(others.mean())
     directions = np.divide(cross.mean(axis=1), lengths, out=np.zeros_like(lengths), where=lengths > 0)
@@ -141,9 +141,9 @@ def summarize(estimates: FloatArray, reference: Reference, rng: np.random.Genera
 
 
 def _resample(size: int, rng: np.random.Generator) -> FloatArray:
-    """``[1 + N_BOOTSTRAP, size]``: how often each of the data is in each sample; once in the first, which is the data."""
+    """Multiplicities ``[1 + N_BOOTSTRAP, size]`` of the data in the bootstrap samples; the first sample is the data itself."""
     drawn = rng.multinomial(size, np.full(size, 1 / size), size=N_BOOTSTRAP)
-    # A sample of one and the same estimate has no pairs. It hardly occurs unless there are but two or three.
+    # A sample that consists of a single estimate has no pairs. It is improbable unless there are only two or three estimates.
     drawn[drawn.max(axis=1) == size] = 1
     return np.concatenate([np.ones((1, size)), drawn])
 

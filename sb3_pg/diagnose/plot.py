@@ -1,4 +1,4 @@
-"""The picture: variance and direction of every estimator."""
+"""Figure of the measurement: variance and direction of every estimator."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import LogFormatterSciNotation
 
 from sb3_pg.diagnose.moments import Interval
-from sb3_pg.diagnose.results import Measurement, by_variance
+from sb3_pg.diagnose.results import Measurement, sort_by_variance
 
-# Okabe and Ito's colours, which people with any kind of colour vision can tell apart.
+# Colours of Okabe and Ito, safe for colour-blind readers.
 _COLOURS = {"none": "#999999", "mean": "#56B4E9", "optimal": "#E69F00", "value": "#009E73"}
 _BASELINES = {
     "none": "no baseline",
@@ -27,12 +27,12 @@ _WEIGHTS = {"total_return": "total return", "reward_to_go": "reward-to-go", "n_s
 
 def draw(measurements: Sequence[Measurement], path: Path) -> None:
     """
-    Write the picture.
+    Draw the figure and save it.
 
-    :param measurements: one or more of the same call
-    :param path: file to write; its ending chooses the format
+    :param measurements: one or more measurements of the same call
+    :param path: file to write; the suffix selects the format
     """
-    rows = by_variance(measurements)
+    rows = sort_by_variance(measurements)
     figure = Figure(figsize=(12, 0.42 * len(rows) + 3), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08))
     left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
     _draw_variance(left, rows)
@@ -57,16 +57,16 @@ def draw(measurements: Sequence[Measurement], path: Path) -> None:
 
 
 def file_types() -> list[str]:
-    """:return: endings of the files that :func:`draw` can write"""
+    """:return: file suffixes that :func:`draw` supports"""
     return sorted(Figure().canvas.get_supported_filetypes())
 
 
 def _draw_variance(axes: Axes, rows: Sequence[Measurement]) -> None:
     _draw_bars(axes, rows, [row.variance for row in rows])
     positive = [number for row in rows for number in row.variance if number > 0]
-    if positive:  # otherwise there is nothing that a logarithm could be taken of
+    if positive:  # a logarithmic axis needs positive numbers
         axes.set_xscale("log")
-        # Room for the shortest bar on the left, and for what is written behind the longest on the right.
+        # Space for the shortest bar on the left, and for the text behind the longest bar on the right.
         low, high = min(positive), max(positive)
         span = max(high / low, 10.0)
         axes.set_xlim(low / span**0.2, high * span**0.25)
@@ -84,12 +84,12 @@ def _draw_cosine(axes: Axes, rows: Sequence[Measurement]) -> None:
     _draw_bars(axes, rows, [row.cosine for row in rows])
     axes.set_xlim(min(0.0, *(row.cosine.low * 1.1 for row in rows)), 1)
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_title("Direction: cosine to the gradient", fontsize="medium", fontweight="bold")
-    axes.set_xlabel("cosine (1: the right direction, 0: at right angles to it)")
+    axes.set_title("Direction: cosine with the gradient", fontsize="medium", fontweight="bold")
+    axes.set_xlabel("cosine (1: the same direction, 0: orthogonal)")
 
 
 def _draw_numbers(axes: Axes, rows: Sequence[Measurement]) -> None:
-    """Two columns of numbers on the right. A bias that cannot be told from none is a dash."""
+    """Two columns of numbers on the right. A bias that does not differ significantly from zero is shown as a dash."""
     columns = {
         "SNR": [f"{row.snr.value:.2g}" for row in rows],
         "bias": [f"{row.bias.value:.0%}" if row.bias.low > 0 else "-" for row in rows],
@@ -110,7 +110,7 @@ def _draw_numbers(axes: Axes, rows: Sequence[Measurement]) -> None:
 
 
 def _draw_bars(axes: Axes, rows: Sequence[Measurement], numbers: Sequence[Interval]) -> None:
-    """Bars with their intervals; those of estimators that an imperfect critic biases are hatched."""
+    """Bars with their intervals; bars of estimators that an imperfect critic biases are hatched."""
     for y, (row, number) in enumerate(zip(rows, numbers, strict=True)):
         hatch = "///" if _trusts_critic(row) else None
         axes.barh(y, number.value, height=0.7, color=_COLOURS[row.baseline], hatch=hatch, edgecolor="white", linewidth=0)
@@ -133,7 +133,7 @@ def _draw_legend(figure: Figure, rows: Sequence[Measurement]) -> None:
 
 
 def _trusts_critic(row: Measurement) -> bool:
-    """Whether the critic stands for rewards, and not only for what is subtracted from them."""
+    """Whether the critic replaces rewards, instead of serving only as a baseline."""
     return row.estimator.startswith("n_step") or (row.estimator.startswith("gae") and row.estimator != "gae:1")
 
 

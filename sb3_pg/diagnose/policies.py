@@ -1,4 +1,4 @@
-"""The policy under examination: a new one, or one from the file of a trained model."""
+"""The policy to be measured: a new policy, or that of a saved model."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,15 +21,15 @@ from sb3_pg.vpg.vpg import VPG
 
 Environment = str | Callable[..., gym.Env[Any, Any]]
 
-# A batch is collected by at most this many environments at once.
+# Maximum number of environments that collect a batch.
 _MAX_ENVIRONMENTS = 16
-# What is saved of a model but not of its policy. Schedules may not survive a change of the Python version, and none is needed.
+# Attributes of a saved model that are not needed. Schedules may not load under another Python version.
 _UNUSED = {"learning_rate": 0.0, "lr_schedule": None, "clip_range": None, "clip_range_vf": None}
 
 
-class Task(NamedTuple):
+class SamplingConfig(NamedTuple):
     """
-    Everything that has to be known to sample gradient estimates, in this process or in another.
+    Everything needed to sample gradient estimates, in this process or in a worker process.
 
     :param env: id of the environment, or a function that makes it
     :param env_kwargs: its keyword arguments
@@ -37,11 +37,11 @@ class Task(NamedTuple):
     :param policy_class: class of the policy, or one of VPG's names for it
     :param policy_kwargs: keyword arguments of the policy
     :param use_sde: whether the policy explores by gSDE
-    :param sde_sample_freq: steps after which its noise is drawn anew, -1: only at the beginning of an estimate
-    :param parameters: the policy's ``state_dict``, critic included, as arrays: tensors would travel as shared memory
+    :param sde_sample_freq: number of steps between two samples of the gSDE noise, -1: one sample per estimate
+    :param parameters: the policy's ``state_dict``, critic included, as arrays: tensors would be sent through shared memory
     :param gamma: discount factor
     :param n_episodes: episodes in an estimate
-    :param discount_gradient: whether step t is weighed by ``gamma^t``
+    :param discount_gradient: whether step t is weighted by ``gamma^t``
     """
 
     env: Environment
@@ -58,8 +58,8 @@ class Task(NamedTuple):
 
     def make_environments(self, n_envs: int) -> VecEnv:
         """
-        :param n_envs: how many
-        :return: environments, wrapped as VPG wants them; statistics of a ``VecNormalize`` are frozen
+        :param n_envs: number of environments
+        :return: environments with the wrappers that VPG needs; the statistics of a ``VecNormalize`` are frozen
         """
         env: VecEnv = make_vec_env(self.env, n_envs, env_kwargs=self.env_kwargs)
         if self.vec_normalize is not None:
@@ -72,7 +72,7 @@ class Task(NamedTuple):
         """
         :param env: environments
         :param options: further arguments of ``VPG``
-        :return: the policy in a ``VPG`` on the CPU
+        :return: a ``VPG`` on the CPU with the policy's parameters
         :raises ValueError: VPG rejects the options
         """
         model = VPG(
@@ -92,62 +92,62 @@ class Task(NamedTuple):
 @dataclass(frozen=True)
 class Policy:
     """
-    A policy with what can be said of it.
+    The policy to be measured.
 
-    :param task: how to sample with it
-    :param label: for titles
-    :param has_critic: whether its critic was trained, for the discount factor of the task
+    :param config: sampling configuration
+    :param label: name for titles
+    :param has_critic: whether it has a trained critic for the discount factor of the configuration
     """
 
-    task: Task
+    config: SamplingConfig
     label: str
     has_critic: bool
 
 
-def new_policy(task: Task, name: str | None, seed: int) -> Policy:
+def new_policy(config: SamplingConfig, name: str | None, seed: int) -> Policy:
     """
     Initialise a policy.
 
-    :param task: what to sample, without policy
-    :param name: one of VPG's names of policies, ``None``: by the kind of the observations
-    :param seed: of the parameters
+    :param config: sampling configuration without policy
+    :param name: policy alias of VPG, ``None``: by the observation space
+    :param seed: seed of the initial parameters
     :return: the policy
     :raises ValueError: VPG does not support the environment or the policy
     """
-    env = task.make_environments(1)
+    env = config.make_environments(1)
     name = _default_policy(env.observation_space) if name is None else name
     model = VPG(name, env, seed=seed, device="cpu")
     env.close()
-    return Policy(task._replace(policy_class=name, parameters=state_arrays(model)), f"new {name}", has_critic=False)
+    return Policy(config._replace(policy_class=name, parameters=state_arrays(model)), f"new {name}", has_critic=False)
 
 
-def saved_policy(task: Task, path: Path, gamma: float | None) -> Policy:
+def saved_policy(config: SamplingConfig, path: Path, gamma: float | None) -> Policy:
     """
-    Read the policy of a saved VPG, A2C, PPO or other model with SB3's actor-critic policy.
+    Load the policy of a saved VPG, A2C, PPO or other model with SB3's actor-critic policy.
 
-    :param task: what to sample, without policy and discount factor
-    :param path: the zip file
+    :param config: sampling configuration without policy and discount factor
+    :param path: zip file of the model
     :param gamma: discount factor, ``None``: the model's own
     :return: the policy
-    :raises ValueError: the file is no such model, or one of another environment
+    :raises ValueError: the file does not contain such a model, or the spaces do not match the environment
     """
     data, states, _ = load_from_zip_file(path, device="cpu", custom_objects=_UNUSED)
     policy_class = (data or {}).get("policy_class")
     if data is None or not isinstance(policy_class, type) or not issubclass(policy_class, ActorCriticPolicy):
         found = getattr(policy_class, "__name__", "something else")
-        raise ValueError(f"{path} holds a {found}: needed is an actor-critic policy, as VPG, A2C and PPO save it")
-    env = task.make_environments(1)
+        raise ValueError(f"{path} holds a {found}, but an actor-critic policy is needed, as saved by VPG, A2C and PPO")
+    env = config.make_environments(1)
     try:
         check_for_correct_spaces(env, data["observation_space"], data["action_space"])
     except ValueError as error:
-        raise ValueError(f"{path} is the model of another environment than {env_name(task.env)}: {error}") from error
+        raise ValueError(f"{path} does not fit {env_name(config.env)}: {error}") from error
     finally:
         env.close()
     own_gamma = float(data["gamma"])
     parameters: dict[str, th.Tensor] = states["policy"]  # type: ignore[assignment]  # SB3 declares it as a tensor
-    task = task._replace(
+    config = config._replace(
         policy_class=policy_class,
-        # The optimizer's are of no use here: a critic that is fitted for the measurement has its own.
+        # Without optimizer options: a critic that is fitted for the measurement has an optimizer of its own.
         policy_kwargs={key: value for key, value in data["policy_kwargs"].items() if not key.startswith("optimizer")},
         use_sde=bool(data.get("use_sde", False)),
         sde_sample_freq=int(data.get("sde_sample_freq", -1)),
@@ -156,13 +156,13 @@ def saved_policy(task: Task, path: Path, gamma: float | None) -> Policy:
     )
     # Only VPG has a `baseline`; A2C and PPO always train their critic.
     trained = data.get("baseline", "value") == "value"
-    return Policy(task, path.name, has_critic=trained and task.gamma == own_gamma)
+    return Policy(config, path.name, has_critic=trained and config.gamma == own_gamma)
 
 
 def state_arrays(model: VPG) -> dict[str, npt.NDArray[Any]]:
     """
-    :param model: any
-    :return: copy of its policy's ``state_dict``
+    :param model: the model
+    :return: copy of the ``state_dict`` of its policy, as arrays
     """
     return {name: np.array(tensor.cpu().numpy()) for name, tensor in model.policy.state_dict().items()}
 
@@ -170,7 +170,7 @@ def state_arrays(model: VPG) -> dict[str, npt.NDArray[Any]]:
 def env_name(env: Environment) -> str:
     """
     :param env: id of an environment, or a function that makes it
-    :return: what to call it
+    :return: name of the environment
     """
     return env if isinstance(env, str) else getattr(env, "__name__", type(env).__name__)
 
@@ -178,7 +178,7 @@ def env_name(env: Environment) -> str:
 def number_of_environments(n_episodes: int) -> int:
     """
     :param n_episodes: episodes in an estimate
-    :return: how many environments collect them, each the same number
+    :return: number of environments that collect them, the same number of episodes each
     """
     return max(n for n in range(1, _MAX_ENVIRONMENTS + 1) if n_episodes % n == 0)
 

@@ -1,4 +1,4 @@
-"""Drawing gradient estimates, on several processes if wanted. What is drawn depends on the seeds alone."""
+"""Sampling of gradient estimates, optionally in several processes. The estimates depend on the seeds alone."""
 
 import signal
 from collections.abc import Generator, Iterator, Sequence
@@ -14,7 +14,7 @@ from stable_baselines3.common.vec_env.base_vec_env import CloudpickleWrapper
 
 from sb3_pg.common.networks import parameter_groups
 from sb3_pg.diagnose.estimators import Estimator
-from sb3_pg.diagnose.policies import Task, number_of_environments
+from sb3_pg.diagnose.policies import SamplingConfig, number_of_environments
 from sb3_pg.vpg.vpg import VPG
 
 
@@ -22,8 +22,8 @@ class Estimates(NamedTuple):
     """
     Independent gradient estimates.
 
-    :param gradients: ``[B, P]``, of the parameters that act on the policy; float32, as they were computed
-    :param steps: ``[B]``, environment steps in each
+    :param gradients: ``[B, P]``, with respect to the parameters of the actor, float32
+    :param steps: ``[B]``, environment steps of each estimate
     """
 
     gradients: npt.NDArray[np.float32]
@@ -32,10 +32,10 @@ class Estimates(NamedTuple):
 
 class Job(NamedTuple):
     """
-    A piece of work for one process.
+    Work package for one process.
 
-    :param estimator: what to draw
-    :param seeds: one for each estimate
+    :param estimator: the estimator
+    :param seeds: seed of each estimate
     """
 
     estimator: Estimator
@@ -44,25 +44,25 @@ class Job(NamedTuple):
 
 class Sampler:
     """
-    Draws gradient estimates for one policy. Two estimators that are given the same seeds see the same episodes.
+    Draws gradient estimates for one policy. Estimators with the same seeds see the same episodes.
 
-    :param task: policy and environment
+    :param config: policy and environment
     """
 
-    def __init__(self, task: Task) -> None:
-        self.task = task
-        self.env = task.make_environments(number_of_environments(task.n_episodes))
+    def __init__(self, config: SamplingConfig) -> None:
+        self.config = config
+        self.env = config.make_environments(number_of_environments(config.n_episodes))
         self._estimator: Estimator | None = None
 
     def model(self, estimator: Estimator) -> VPG:
         """
-        :param estimator: what the model is to compute
-        :return: the policy in a ``VPG`` with these options; the last one is kept
-        :raises ValueError: VPG rejects them
+        :param estimator: the estimator
+        :return: a ``VPG`` with the policy and the options of the estimator; the last model is cached
+        :raises ValueError: VPG rejects the options
         """
         if estimator != self._estimator:
-            options = estimator.options(self.task.discount_gradient)
-            self._model = self.task.make_model(self.env, n_episodes=self.task.n_episodes, **options)
+            options = estimator.options(self.config.discount_gradient)
+            self._model = self.config.make_model(self.env, n_episodes=self.config.n_episodes, **options)
             self._estimator = estimator
         return self._model
 
@@ -79,8 +79,8 @@ class Sampler:
             before = [len(lengths) for lengths in self._episode_lengths()]
             model.set_random_seed(seed)
             gradients[row] = model.estimate_gradient(1)[0, acts]
-            # An environment goes on when it has delivered its episodes; what comes after them is not used.
-            quota = self.task.n_episodes // self.env.num_envs
+            # An environment continues after its share of the episodes; later episodes are not used.
+            quota = self.config.n_episodes // self.env.num_envs
             used = (lengths[n : n + quota] for n, lengths in zip(before, self._episode_lengths(), strict=True))
             steps[row] = sum(sum(lengths) for lengths in used)
         return Estimates(gradients, steps)
@@ -90,22 +90,22 @@ class Sampler:
         self.env.close()
 
     def _episode_lengths(self) -> list[list[int]]:
-        """Lengths of all the episodes that each environment has finished."""
+        """Lengths of all finished episodes of each environment."""
         lengths: list[list[int]] = self.env.env_method("get_episode_lengths")
         return lengths
 
 
 def concatenate(parts: Sequence[Estimates]) -> Estimates:
     """
-    :param parts: one or more
-    :return: all of them
+    :param parts: one or more sets of estimates
+    :return: the concatenated estimates
     """
     return Estimates(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch compute on one thread: sums then have one order, and small tensors are fastest that way."""
+    """Set torch to one thread: sums have a fixed order, and small tensors are fastest."""
     before = th.get_num_threads()
     th.set_num_threads(1)
     try:
@@ -116,33 +116,33 @@ def one_thread() -> Iterator[None]:
 
 def run_jobs(sampler: Sampler, jobs: Sequence[Job], n_jobs: int) -> Generator[Estimates, None, None]:
     """
-    Do all jobs, in this process or on several others.
+    Run all jobs, in this process or in worker processes.
 
-    :param sampler: does them in this process, and tells the others what to do
-    :param jobs: what is to be drawn
+    :param sampler: sampler of this process, whose configuration is sent to the workers
+    :param jobs: jobs to run
     :param n_jobs: number of processes
     :return: the results, in the order of the jobs
     """
     if n_jobs == 1:
         yield from map(sampler.draw, jobs)
         return
-    # spawn: a fork would copy the threads' locks of torch, but not the threads.
-    executor = ProcessPoolExecutor(n_jobs, get_context("spawn"), _start_worker, (CloudpickleWrapper(sampler.task),))
+    # spawn: a fork would copy the locks of torch's threads, but not the threads.
+    executor = ProcessPoolExecutor(n_jobs, get_context("spawn"), _start_worker, (CloudpickleWrapper(sampler.config),))
     try:
         yield from executor.map(_work, jobs)
     finally:
         executor.shutdown(cancel_futures=True)
 
 
-# The sampler of a worker process.
+# Sampler of a worker process.
 _worker: list[Sampler] = []
 
 
-def _start_worker(task: Any) -> None:
-    # Ctrl-C goes to the parent, which keeps what has been measured and ends the workers.
+def _start_worker(config: Any) -> None:
+    # Ctrl-C is handled by the parent process, which keeps the results and terminates the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     th.set_num_threads(1)
-    _worker.append(Sampler(task.var))
+    _worker.append(Sampler(config.var))
 
 
 def _work(job: Job) -> Estimates:
@@ -150,6 +150,6 @@ def _work(job: Job) -> Estimates:
 
 
 def _acting_columns(model: VPG) -> npt.NDArray[np.bool_]:
-    """``[n_parameters]``, whether each entry of a flat gradient belongs to a parameter that acts on the policy."""
+    """Mask ``[n_parameters]`` of the entries of a flat gradient that belong to parameters of the actor."""
     actor = set(map(id, parameter_groups(model.policy).actor))
     return np.concatenate([np.full(p.numel(), id(p) in actor) for p in model.policy.parameters()])

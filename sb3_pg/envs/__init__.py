@@ -1,1 +1,1 @@
-"""Vectorised environments for any algorithm of Stable-Baselines3."""
+"""Vectorised environments for all algorithms of Stable-Baselines3."""

@@ -1,6 +1,6 @@
 """
-Environments of `EnvPool <https://github.com/sail-sg/envpool>`_, which step in C++, for Stable-Baselines3 and the RL Zoo.
-``docs/envpool.md`` tells what differs from Gymnasium's.
+`EnvPool <https://github.com/sail-sg/envpool>`_, which steps environments in C++, for Stable-Baselines3 and the RL Zoo.
+``docs/envpool.md`` lists the differences from Gymnasium's environments.
 """
 
 import difflib
@@ -18,9 +18,9 @@ from stable_baselines3.common.preprocessing import check_for_nested_spaces
 from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvIndices, VecEnvObs, VecEnvStepReturn
 
-# EnvPool keeps seeds and step counts in 32 bits.
+# EnvPool stores seeds and step counts in 32 bits.
 _INT32_MAX = 2**31 - 1
-# Entries of its configuration that are no arguments of an environment.
+# Entries of EnvPool's configuration that are not arguments of an environment.
 _POOL_OPTIONS = {
     "num_envs",
     "batch_size",
@@ -38,19 +38,20 @@ _GOAL_METHODS = ("compute_reward", "compute_terminated", "compute_truncated")
 
 class EnvPoolVecEnv(VecEnv):
     """
-    What SB3's ``make_vec_env(env_id, n_envs)`` gives, stepped by EnvPool: the same spaces, time limits and final observations,
-    and the ``episode`` statistics of a ``Monitor``. Other entries of ``info`` are there if ``info_keywords`` names them.
-    Nothing can be rendered. As usual, what :meth:`seed` says holds from the next :meth:`reset`.
+    Equivalent of SB3's ``make_vec_env(env_id, n_envs)``, stepped by EnvPool: the same spaces, time limits, final observations
+    and ``episode`` statistics of a ``Monitor``. ``info`` contains further entries only if ``info_keywords`` names them.
+    Rendering is not supported. As usual, :meth:`seed` takes effect at the next :meth:`reset`.
 
-    :param env_id: in EnvPool, and in Gymnasium if that knows it; ``"package:id"`` imports the package as in ``gym.make``
+    :param env_id: id of the environment in EnvPool (and in Gymnasium, if it is registered there); ``"package:id"`` imports the
+        package as in ``gym.make``
     :param n_envs: number of environments
-    :param seed: of the first environment, the others count on; random by default
-    :param monitor_dir: folder for ``0.monitor.csv``, ``1.monitor.csv``, ...; none are written by default
-    :param env_kwargs: arguments of ``gym.make`` that EnvPool knows, too, ``max_episode_steps`` among them
-    :param info_keywords: entries of EnvPool's infos to pass on, and to add to the episode statistics when an episode ends
-    :param num_threads: threads that step the environments; more than one is faster only if a step of all takes long
+    :param seed: seed of the first environment, incremented for the others; random by default
+    :param monitor_dir: folder for ``0.monitor.csv``, ``1.monitor.csv``, ...; by default no files are written
+    :param env_kwargs: arguments of ``gym.make`` that EnvPool also supports, such as ``max_episode_steps``
+    :param info_keywords: entries of EnvPool's infos to pass on, and to add to the episode statistics at the end of an episode
+    :param num_threads: number of threads that step the environments; several threads pay off only for slow environments
     :raises ImportError: EnvPool or its assets are missing
-    :raises ValueError: EnvPool has no such environment, argument or entry, or one with other spaces than Gymnasium's
+    :raises ValueError: EnvPool has no such environment, argument or info entry, or its spaces differ from Gymnasium's
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class EnvPoolVecEnv(VecEnv):
             raise ValueError(f"{self._name} of EnvPool has other spaces than Gymnasium's: {_spaces(spec)}")
         check_for_nested_spaces(observation_space)
 
-        # Counted here: EnvPool calls an environment truncated, not terminated, which ends in the very step of the time limit.
+        # Steps are counted here: EnvPool reports truncation instead of termination if an episode terminates at the time limit.
         self._limit = _INT32_MAX - 1
         self._config = {**env_kwargs, "num_envs": n_envs, "num_threads": num_threads}
         if env is not None:
@@ -102,15 +103,15 @@ class EnvPoolVecEnv(VecEnv):
 
     def reset(self) -> VecEnvObs:
         """
-        Begin new episodes everywhere, with the seeds given since the last call, if any.
+        Reset all environments, with the seeds set since the last call, if any.
 
         :return: first observations
         """
         seeds = [seed % (_INT32_MAX + 1) for seed in self._seeds if seed is not None]
-        if seeds:  # EnvPool takes them at construction only.
+        if seeds:  # EnvPool accepts seeds at construction only.
             self._pool = self._make(self._name, env_type="gymnasium", seed=seeds, **self._config)
             self._reset_seeds()
-            _spaces(self._pool)  # which it keeps, see there
+            _spaces(self._pool)  # cached by EnvPool, so that its warning does not appear later
         self._returns[:] = 0
         self._lengths[:] = 0
         obs: VecEnvObs = self._cast(self._pool.reset()[0])
@@ -118,19 +119,19 @@ class EnvPoolVecEnv(VecEnv):
 
     def step_async(self, actions: np.ndarray) -> None:
         """
-        Keep the actions for :meth:`step_wait`.
+        Store the actions for :meth:`step_wait`.
 
-        :param actions: one for each environment
+        :param actions: action of each environment
         """
         self._actions = np.asarray(actions)
 
     def step_wait(self) -> VecEnvStepReturn:
         """
-        Step all environments, and begin a new episode where one ended.
+        Step all environments, and reset those whose episode has ended.
 
-        :return: observations, rewards, whether episodes ended, and infos, as ``DummyVecEnv`` returns them
+        :return: observations, rewards, dones and infos, as returned by ``DummyVecEnv``
         """
-        # EnvPool allocates these arrays anew in each step: they are ours.
+        # EnvPool allocates new arrays in each step, so they may be changed here.
         obs, rewards, terminated, truncated, all_infos = self._pool.step(self._actions)
         obs = self._cast(obs)
         self._returns += rewards
@@ -147,15 +148,15 @@ class EnvPoolVecEnv(VecEnv):
                 infos[i]["TimeLimit.truncated"] = bool(truncated[i] and not terminated[i])
                 infos[i]["terminal_observation"] = _row(obs, i)
                 infos[i]["episode"] = self._end_episode(i, infos[i])
-            # EnvPool itself would begin the episode in the next step, and ignore its action.
+            # By itself EnvPool would reset in the next step, and ignore its action.
             first, _ = self._pool.reset(ended.astype(np.int32))
             _write_rows(obs, ended, self._cast(first))
         return obs, rewards, dones, infos
 
     def _cast(self, obs: Any) -> Any:
         """
-        :param obs: as EnvPool returns it
-        :return: the same with the types, and the order of keys, of our space
+        :param obs: observations as returned by EnvPool
+        :return: observations with the dtypes and the key order of the observation space
         """
         space = self.observation_space
         if isinstance(space, spaces.Dict):
@@ -164,11 +165,11 @@ class EnvPoolVecEnv(VecEnv):
 
     def _end_episode(self, i: int, info: Mapping[str, Any]) -> dict[str, Any]:
         """
-        Count from zero again.
+        Reset the episode statistics of an environment.
 
-        :param i: number of an environment
-        :param info: of its last step
-        :return: the statistics of a ``Monitor``, which are also written to the file
+        :param i: index of the environment
+        :param info: info of the last step
+        :return: the statistics of the episode as in a ``Monitor``, which are also written to the file
         """
         elapsed = round(time.time() - self._t_start, 6)
         episode = {"r": round(float(self._returns[i]), 6), "l": int(self._lengths[i]), "t": elapsed}
@@ -180,46 +181,46 @@ class EnvPoolVecEnv(VecEnv):
         return episode
 
     def close(self) -> None:
-        """Let go of the environments and close the files."""
+        """Release the environments and close the files."""
         self._pool = None
         for writer in self._writers:
             writer.close()
 
     def set_options(self, options: list[dict[str, Any]] | dict[str, Any] | None = None) -> None:
         """
-        Refuse options of ``reset``.
+        Reject options of ``reset``.
 
-        :param options: must be empty
-        :raises NotImplementedError: there are some
+        :param options: options, which must be empty
+        :raises NotImplementedError: the options are not empty
         """
         if options:
-            raise NotImplementedError("EnvPool's environments are reset without options.")
+            raise NotImplementedError("EnvPool's environments do not support reset options.")
 
     def get_attr(self, attr_name: str, indices: VecEnvIndices = None) -> list[Any]:
         """
-        Get what is the same for all environments at all times.
+        Get an attribute that is constant and equal for all environments.
 
         :param attr_name: ``render_mode``, a space, ``spec`` (of Gymnasium), or a method of goal environments
-        :param indices: of which environments
-        :return: the attribute for each of them
+        :param indices: indices of the environments
+        :return: the attribute for each environment
         :raises AttributeError: there is no such attribute
         """
         if attr_name not in self._attributes:
             raise AttributeError(
-                f"{self._name} of EnvPool is no Python object with a {attr_name!r}; there are {', '.join(self._attributes)}."
+                f"{self._name} of EnvPool has no attribute {attr_name!r}, only {', '.join(self._attributes)}."
             )
         return [self._attributes[attr_name] for _ in self._get_indices(indices)]
 
     def set_attr(self, attr_name: str, value: Any, indices: VecEnvIndices = None) -> None:
         """
-        Refuse to set an attribute.
+        Not supported.
 
-        :param attr_name: its name
-        :param value: its value
-        :param indices: of which environments
+        :param attr_name: name of the attribute
+        :param value: value of the attribute
+        :param indices: indices of the environments
         :raises NotImplementedError: always
         """
-        raise NotImplementedError(f"EnvPool's environments are no Python objects: use env_kwargs to set {attr_name!r}.")
+        raise NotImplementedError(f"EnvPool's environments are not Python objects: use env_kwargs to set {attr_name!r}.")
 
     def env_method(
         self, method_name: str, *method_args: Any, indices: VecEnvIndices = None, **method_kwargs: Any
@@ -227,11 +228,11 @@ class EnvPoolVecEnv(VecEnv):
         """
         Call a method.
 
-        :param method_name: ``compute_reward`` and the like, see :meth:`get_attr`
-        :param method_args: its arguments
-        :param indices: of which environments
-        :param method_kwargs: its keyword arguments
-        :return: what it returns for each of them
+        :param method_name: name of a method of goal environments, such as ``compute_reward``
+        :param method_args: positional arguments
+        :param indices: indices of the environments
+        :param method_kwargs: keyword arguments
+        :return: return value for each environment
         :raises AttributeError: there is no such method
         """
         return [method(*method_args, **method_kwargs) for method in self.get_attr(method_name, indices)]
@@ -240,33 +241,34 @@ class EnvPoolVecEnv(VecEnv):
         self, wrapper_class: type[gym.Wrapper[Any, Any, Any, Any]], indices: VecEnvIndices = None
     ) -> list[bool]:
         """
-        :param wrapper_class: a wrapper
-        :param indices: of which environments
-        :return: whether they behave as if wrapped in it, which is so for a ``Monitor``
+        :param wrapper_class: class of a wrapper
+        :param indices: indices of the environments
+        :return: True for ``Monitor``, whose statistics are provided, False for all other wrappers
         """
         return [wrapper_class is Monitor for _ in self._get_indices(indices)]
 
 
 def use_envpool(env: VecEnv, num_threads: int = 1) -> VecEnv:
     """
-    Put EnvPool in the place of Gymnasium's environments: a ``vec_env_wrapper`` for the yml files of the zoo. Id, arguments,
-    time limit, seed, ``monitor.csv`` and ``info_keywords`` stay as they are.
+    Replace Gymnasium's environments by those of EnvPool: a ``vec_env_wrapper`` for the yml files of the zoo. Id, arguments,
+    time limit, seed, ``monitor.csv`` and ``info_keywords`` are preserved.
 
-    :param env: as ``make_vec_env`` makes it; it is closed. If it renders or runs in processes (``enjoy --n-envs 2``), it stays
+    :param env: result of ``make_vec_env``, which is closed. Environments that render or run in other processes
+        (``enjoy --n-envs 2``) are returned unchanged
     :param num_threads: see :class:`EnvPoolVecEnv`
     :return: the environments to use
     :raises ImportError: EnvPool or its assets are missing
-    :raises ValueError: they have wrappers beside the ``Monitor``, or EnvPool has nothing like them
+    :raises ValueError: the environments have wrappers other than ``Monitor``, or EnvPool has no equivalent
     """
     if env.render_mode is not None:
         return env
     if type(env) is not DummyVecEnv:
-        warnings.warn(f"EnvPool takes the place of a DummyVecEnv only, this {type(env).__name__} stays.", stacklevel=2)
+        warnings.warn(f"EnvPool can only replace a DummyVecEnv; this {type(env).__name__} is used as it is.", stacklevel=2)
         return env
     spec = env.envs[0].spec
     wrappers = [] if spec is None else [wrapper.entry_point for wrapper in spec.additional_wrappers]
     if spec is None or wrappers != [f"{Monitor.__module__}:{Monitor.__name__}"]:
-        raise ValueError(f"EnvPool can replace what gym.make makes, in a Monitor and in no other wrapper, not in {wrappers}.")
+        raise ValueError(f"EnvPool can replace environments of gym.make with no wrapper but Monitor; these have {wrappers}.")
     registered = gym.spec(spec.id).kwargs
     env_kwargs = {key: value for key, value in spec.kwargs.items() if key not in registered or registered[key] != value}
     env_kwargs.pop("render_mode", None)
@@ -286,23 +288,23 @@ def use_envpool(env: VecEnv, num_threads: int = 1) -> VecEnv:
 
 def _import_envpool() -> Any:
     """
-    :return: the package, which takes a second to import
-    :raises ImportError: it or its assets are missing
+    :return: the package (importing it takes about a second)
+    :raises ImportError: EnvPool or its assets are missing
     """
     try:
         import envpool  # type: ignore[import-not-found, import-untyped, unused-ignore]  # an extra
-    except (ImportError, FileNotFoundError) as error:  # The latter without its assets, which are packages of their own.
+    except (ImportError, FileNotFoundError) as error:  # FileNotFoundError: the assets, separate packages, are missing.
         raise ImportError(f"EnvPool is needed, with its assets: pip install 'sb3-pg[envpool]' ({error})") from error
     return envpool
 
 
 def _envpool_spec(name: str, env_kwargs: Mapping[str, Any], info_keywords: Sequence[str]) -> Any:
     """
-    :param name: of an environment
-    :param env_kwargs: its arguments
+    :param name: name of the environment
+    :param env_kwargs: arguments of the environment
     :param info_keywords: entries of its infos
-    :return: EnvPool's description
-    :raises ValueError: EnvPool does not know one of these
+    :return: EnvPool's specification
+    :raises ValueError: EnvPool has no such environment, argument or info entry
     """
     envpool = _import_envpool()
     names = envpool.list_all_envs()
@@ -312,18 +314,18 @@ def _envpool_spec(name: str, env_kwargs: Mapping[str, Any], info_keywords: Seque
     spec = envpool.make_spec(name)
     known = set(spec.config._fields) - _POOL_OPTIONS
     if unknown := env_kwargs.keys() - known:
-        raise ValueError(f"{name} of EnvPool takes no env_kwargs {sorted(unknown)}, but {sorted(known)}.")
+        raise ValueError(f"{name} of EnvPool does not take env_kwargs {sorted(unknown)}, only {sorted(known)}.")
     known = {key.removeprefix("info:") for key in spec.state_array_spec if key.startswith("info:")}
     if unknown := set(info_keywords) - known:
-        raise ValueError(f"The infos of EnvPool's {name} have no {sorted(unknown)}, but {sorted(known)}.")
+        raise ValueError(f"The infos of EnvPool's {name} have no {sorted(unknown)}, only {sorted(known)}.")
     return spec
 
 
 def _gymnasium_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, Any] | None:
     """
-    :param env_id: of an environment
-    :param env_kwargs: its arguments
-    :return: Gymnasium's, or None if it does not know the id
+    :param env_id: id of the environment
+    :param env_kwargs: arguments of the environment
+    :return: Gymnasium's environment, or None if the id is not registered
     """
     try:
         return gym.make(env_id, **env_kwargs)
@@ -333,8 +335,8 @@ def _gymnasium_env(env_id: str, env_kwargs: Mapping[str, Any]) -> gym.Env[Any, A
 
 def _spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
     """
-    :param env: environment, or EnvPool's description of one
-    :return: its observation and action space, without Gymnasium's warning that EnvPool's bounds are no float32
+    :param env: environment, or EnvPool's specification of one
+    :return: observation and action space, without Gymnasium's warning that EnvPool's bounds are not float32
     """
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*precision lowered by casting")
@@ -343,8 +345,8 @@ def _spaces(env: Any) -> tuple[spaces.Space[Any], spaces.Space[Any]]:
 
 def _layout(*all_spaces: spaces.Space[Any]) -> list[Any]:
     """
-    :param all_spaces: of Gymnasium or EnvPool, which often knows no bounds
-    :return: their types, keys, shapes and numbers of choices
+    :param all_spaces: spaces of Gymnasium or EnvPool
+    :return: their types, keys, shapes and numbers of choices, without bounds, which EnvPool often does not know
     """
     layouts: list[Any] = []
     for space in all_spaces:
@@ -358,21 +360,21 @@ def _layout(*all_spaces: spaces.Space[Any]) -> list[Any]:
 def _time_limit(env: gym.Env[Any, Any]) -> int:
     """
     :param env: environment
-    :return: after how many steps it is truncated
+    :return: number of steps after which episodes are truncated
     """
     limit = None if env.spec is None else env.spec.max_episode_steps
-    # -1 is Gymnasium's way to switch a registered limit off.
+    # -1 switches a registered limit off.
     return _INT32_MAX - 1 if limit in (None, -1) else int(limit)
 
 
 def _gymnasium_attributes(env: gym.Env[Any, Any] | None) -> dict[str, Any]:
     """
     :param env: Gymnasium's environment, which is closed unless its methods are needed
-    :return: its attributes that are right for EnvPool's environments, too
+    :return: attributes of it that are also valid for EnvPool's environments
     """
     if env is None:
         return {}
-    # Functions of their arguments alone, by the contract of goal environments: hindsight replay needs them.
+    # In goal environments these are functions of their arguments alone. Hindsight replay needs them.
     methods = {name: getattr(env.unwrapped, name) for name in _GOAL_METHODS if hasattr(env.unwrapped, name)}
     if not methods:
         env.close()
@@ -382,7 +384,7 @@ def _gymnasium_attributes(env: gym.Env[Any, Any] | None) -> dict[str, Any]:
 def _row(obs: Any, i: int) -> Any:
     """
     :param obs: observations of all environments
-    :param i: number of one
+    :param i: index of an environment
     :return: copy of its observation
     """
     return {key: part[i].copy() for key, part in obs.items()} if isinstance(obs, dict) else obs[i].copy()
@@ -391,8 +393,8 @@ def _row(obs: Any, i: int) -> Any:
 def _write_rows(obs: Any, rows: np.ndarray, values: Any) -> None:
     """
     :param obs: observations of all environments, changed in place
-    :param rows: numbers of some
-    :param values: their new observations
+    :param rows: indices of environments
+    :param values: new observations of these environments
     """
     if isinstance(obs, dict):
         for key, part in obs.items():

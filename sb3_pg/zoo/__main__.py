@@ -1,7 +1,7 @@
 """
-``python -m sb3_pg.zoo SCRIPT ...``: a script of the RL Zoo with our algorithms, or one that we add to it.
+``python -m sb3_pg.zoo SCRIPT ...``: run a script of the RL Zoo with our algorithms, or one of our own scripts.
 
-The zoo's scripts are there for places where start-up files are not read, ``pip install --target`` and zip apps. Elsewhere
+The launcher is needed where start-up files are not read (``pip install --target``, zip apps). Elsewhere
 ``python -m rl_zoo3.SCRIPT ...`` does the same.
 """
 
@@ -18,26 +18,26 @@ from sb3_pg.zoo.patches import register
 _USAGE = """\
 usage: python -m sb3_pg.zoo SCRIPT [arguments of the script]
 
-Runs a script of the RL Zoo (rl_zoo3) with the algorithms of sb3_pg, or one that sb3_pg adds to it. `SCRIPT --help` shows the
-script's arguments.
+Run a script of the RL Zoo (rl_zoo3) with the algorithms of sb3_pg, or a script that sb3_pg adds to the zoo. `SCRIPT --help`
+shows the arguments of the script.
 
 scripts: {scripts}"""
 
-# What we add: name and module.
+# Scripts of our own: name and module.
 _OURS = {"reevaluate": "sb3_pg.zoo.reevaluate"}
 
 
 def find_scripts() -> dict[str, str]:
     """
-    List what can be run of the zoo, without importing it, and of ours.
+    List the scripts of the zoo, without importing it, and our own.
 
-    :return: Name of each script and its module; empty if ``rl_zoo3`` is not installed.
+    :return: Mapping from the name of a script to its module; empty if ``rl_zoo3`` is not installed.
     """
     spec = importlib.util.find_spec("rl_zoo3")
     scripts = {}
     for folder in (spec.submodule_search_locations or ()) if spec is not None else ():
         for file in (*Path(folder).glob("*.py"), *Path(folder, "plots").glob("*.py")):
-            # One of them, benchmark, has no such guard.
+            # benchmark has no `__main__` guard.
             if re.search(r'__name__ == "__main__"|^args = parser', file.read_text(encoding="utf-8"), re.MULTILINE):
                 parts = file.relative_to(folder).with_suffix("").parts
                 scripts[file.stem] = ".".join(("rl_zoo3", *parts))
@@ -48,7 +48,7 @@ def main() -> None:
     """
     Run the script that the command line names.
 
-    :raises SystemExit: With status 2 if it names no script of the zoo, and whenever the script exits.
+    :raises SystemExit: With status 2 if there is no such script, and whenever the script exits.
     """
     scripts = find_scripts()
     usage = _USAGE.format(scripts=", ".join(scripts) or "none, rl_zoo3 is not installed")
@@ -65,8 +65,8 @@ def main() -> None:
         sys.exit(2)
     register()
     if name in children.SCRIPTS:
-        children.redirect()
-    del sys.argv[1]  # The script shall find its own arguments; runpy replaces argv[0].
+        children.patch_subprocess()
+    del sys.argv[1]  # The script parses the rest; runpy replaces argv[0].
     runpy.run_module(scripts[name], run_name="__main__", alter_sys=True)
 
 

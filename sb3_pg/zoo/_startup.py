@@ -1,26 +1,26 @@
 """
-The start-up hook: registers our algorithms when the RL Zoo is imported, by whomever and in whatever order.
+The start-up hook: registers our algorithms when the RL Zoo is imported, no matter by whom and in which order.
 
 ``setup.py`` installs a copy of this file as the top-level module ``_sb3_pg_startup``, and two start-up files that call
 :func:`install`: ``sb3_pg.pth`` (Python 3.14 and older) and ``sb3_pg.start`` (PEP 829). It runs at every interpreter start, so:
 
-- it imports nothing that the interpreter has not loaded by then;
-- it lies outside of the package, so that it neither imports it nor misses it when somebody deleted the folder by hand;
-- whatever goes wrong later must not reach the user's program: see :meth:`_Finder.give_up`.
+- it imports nothing that the interpreter has not loaded already;
+- it is a module outside the package. It does not import the package, and works without the package folder;
+- no error may reach the user's program: see :meth:`_Finder.give_up`.
 """
 
 import os
 import sys
 from _thread import get_ident
 
-TYPE_CHECKING = False  # Importing typing would cost more than all the rest. Type checkers know this name.
+TYPE_CHECKING = False  # Importing typing would cost more than all the rest. Type checkers treat this name as True.
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from importlib.machinery import ModuleSpec
     from types import ModuleType
     from typing import Any
 
-# The keys of sb3_pg.zoo.patches.PATCHES, written out: importing that module is what we put off.
+# The keys of sb3_pg.zoo.patches.PATCHES, repeated here because that module must not be imported yet.
 WATCHED = frozenset({"rl_zoo3.utils", "rl_zoo3.hyperparams_opt", "rl_zoo3.import_envs", "rl_zoo3.exp_manager"})
 
 
@@ -35,26 +35,27 @@ def _switched_off() -> bool:
 
 
 class _Finder:
-    """Leaves finding to the other finders, but takes note of the few modules in ``WATCHED``."""
+    """Delegates to the other finders, and wraps the loaders of the modules in ``WATCHED``."""
 
     def __init__(self) -> None:
-        self._asking: set[tuple[int, str]] = set()  # (thread, module) of what we are asking the others for
+        self._asking: set[tuple[int, str]] = set()  # (thread, module) of the searches in progress
 
     def find_spec(
         self, name: str, path: "Sequence[str] | None" = None, target: "ModuleType | None" = None
     ) -> "ModuleSpec | None":
         """
-        Find a watched module, as the import system asks.
+        Find a watched module (the method that the import system calls).
 
         :param name: Full name of the module.
-        :param path: Where its package looks for modules.
+        :param path: Search path of its package.
         :param target: The module to be reloaded, if any.
-        :return: What the other finders return, set to call us after the module has run; ``None`` for every other module.
+        :return: The specification from the other finders, with a loader that calls :meth:`patch` after the module has been
+            executed; ``None`` for every other module.
         """
         if name not in WATCHED or _switched_off():
             return None
         question = (get_ident(), name)
-        if question in self._asking:  # A finder like us, asking all the others in its turn.
+        if question in self._asking:  # Called by another finder that delegates as we do.
             return None
         self._asking.add(question)
         try:
@@ -75,35 +76,35 @@ class _Finder:
 
     def patch(self, module: "ModuleType") -> None:
         """
-        Do what the zoo's module needs, now that it has run.
+        Patch a module of the zoo after its execution.
 
         :param module: One of ``WATCHED``.
         """
-        if self not in sys.meta_path:  # We gave up.
+        if self not in sys.meta_path:  # :meth:`give_up` was called.
             return
         try:
             from sb3_pg.zoo.patches import patch
 
             patch(module)
-        except Exception as error:  # Whatever it is, the zoo without us is better than no zoo.
+        except Exception as error:  # The zoo must work in any case.
             self.give_up(error)
 
     def give_up(self, error: Exception) -> None:
         """
-        Say once why our algorithms are missing, and leave the zoo alone from now on.
+        Warn once that our algorithms are missing, and uninstall the hook.
 
-        :param error: What went wrong.
+        :param error: The reason.
         """
         import warnings
 
-        if self not in sys.meta_path:  # Another thread was here first.
+        if self not in sys.meta_path:  # Another thread has done it.
             return
         sys.meta_path.remove(self)
         message = (
             "sb3_pg could not add its algorithms to rl_zoo3, which works without them. "
             f"Reason: {type(error).__name__}: {error}. "
-            "`python -c 'import sb3_pg; sb3_pg.register()'` shows where it comes from, "
-            "`pip uninstall sb3-pg` or SB3_PG_NO_AUTOREGISTER=1 ends this warning."
+            "`python -c 'import sb3_pg; sb3_pg.register()'` shows the traceback, "
+            "`pip uninstall sb3-pg` or SB3_PG_NO_AUTOREGISTER=1 silences this warning."
         )
         try:
             warnings.warn(message, RuntimeWarning, stacklevel=2)
@@ -113,12 +114,12 @@ class _Finder:
 
 class _Loader:
     """
-    Stands in for a module's loader until the module is executed, then steps back and calls the finder.
+    Replaces a module's loader until the module is executed, then restores the original loader and calls the finder.
 
-    Whoever asks for anything else (its source, its code, its file name) gets the real loader's answer.
+    All other attributes (source, code, file name) are those of the original loader.
 
     :param spec: The module's specification.
-    :param loader: The real loader.
+    :param loader: The original loader.
     """
 
     def __init__(self, spec: "ModuleSpec", loader: "Any") -> None:
@@ -126,13 +127,13 @@ class _Loader:
         self._loader = loader
 
     def __getattr__(self, name: str) -> "Any":
-        if name.startswith("__") or name == "_loader":  # Not ours to answer; copying and pickling ask before __init__ ran.
+        if name.startswith("__") or name == "_loader":  # Copying and pickling look these up before __init__ has run.
             raise AttributeError(name)
         return getattr(self._loader, name)
 
     def exec_module(self, module: "ModuleType") -> None:
         """
-        Execute the module, then add our part.
+        Execute the module, then patch it.
 
         :param module: The module, created and empty.
         """

@@ -1,4 +1,4 @@
-"""Checkpoints of the zoo's training that training can go on from, with ``-i``, whenever the process was killed."""
+"""Checkpoints of the zoo's training command from which ``-i`` can resume, even if the process was killed."""
 
 import re
 from pathlib import Path
@@ -11,16 +11,16 @@ REPLAY_BUFFER, VEC_NORMALIZE = "replay_buffer_", "vecnormalize_"
 _MODEL = r"rl_model_(\d+)_steps\.zip"
 
 
-class Checkpoints(CheckpointCallback):
+class ResumableCheckpointCallback(CheckpointCallback):
     """
-    Save the model now and then, and what training needs beside it: the statistics of ``VecNormalize``, and the replay buffer
-    if that is asked for, of which the latest alone is kept.
+    Save the model at regular intervals, together with what is needed to resume training: the statistics of ``VecNormalize``
+    and, on request, the replay buffer. Only the latest replay buffer is kept.
 
-    Every file is whole or not there, and the model comes last: where it is, the others are.
+    All files are written atomically, the model last: if the model file exists, its companion files are complete.
 
-    :param callback: of the zoo, with when and where to save
-    :param stats_path: gets the latest statistics, too, where the zoo's ``enjoy`` looks for them
-    :param save_replay_buffer: whether to save it
+    :param callback: the zoo's callback, which says when and where to save
+    :param stats_path: second file for the latest statistics, where the zoo's ``enjoy`` looks for them
+    :param save_replay_buffer: whether to save the replay buffer
     """
 
     def __init__(self, callback: CheckpointCallback, stats_path: Path, save_replay_buffer: bool) -> None:
@@ -52,12 +52,12 @@ class Checkpoints(CheckpointCallback):
 
     def _save_replay_buffer(self) -> Path | None:
         """
-        :return: the file; ``None`` if there is nothing to save
+        :return: path of the file; ``None`` if there is no replay buffer to save
         """
         if not self.save_replay_buffer or getattr(self.model, "replay_buffer", None) is None:
             return None
         path = self._path_of(REPLAY_BUFFER)
-        self.model.save_replay_buffer(path)  # type: ignore[attr-defined]  # there is a buffer
+        self.model.save_replay_buffer(path)  # type: ignore[attr-defined]  # only off-policy algorithms have it
         return path
 
     def _path_of(self, kind: str) -> Path:
@@ -70,28 +70,30 @@ class Checkpoints(CheckpointCallback):
 
 
 def _name_of(kind: str, n_steps: int | str) -> str:
-    # Not as SB3 calls them: the zoo's record_training takes all files that begin like a checkpoint's model for models.
+    # Not SB3's file names: the zoo's record_training would take these files for models.
     return f"{kind}{n_steps}_steps.pkl"
 
 
-def has_lost_its_buffer(agent: str) -> bool:
+def replay_buffer_was_deleted(agent: str) -> bool:
     """
     :param agent: path of a model
-    :return: whether it is a checkpoint that had a replay buffer, of which only that of a later one is left
+    :return: whether it is a checkpoint whose replay buffer has been deleted in favour of that of a later one
     """
     is_checkpoint = re.fullmatch(_MODEL, Path(agent).name) is not None
     return (
-        is_checkpoint and beside(agent, REPLAY_BUFFER) is None and any(Path(agent).parent.glob(_name_of(REPLAY_BUFFER, "*")))
+        is_checkpoint
+        and companion_file(agent, REPLAY_BUFFER) is None
+        and any(Path(agent).parent.glob(_name_of(REPLAY_BUFFER, "*")))
     )
 
 
-def beside(agent: str, kind: str) -> Path | None:
+def companion_file(agent: str, kind: str) -> Path | None:
     """
-    Find what was saved with a checkpoint.
+    Find a file that was saved together with a checkpoint.
 
     :param agent: path of a model
     :param kind: ``REPLAY_BUFFER`` or ``VEC_NORMALIZE``
-    :return: the file; ``None`` if the model is no checkpoint, or has none
+    :return: path of the file; ``None`` if the model is not a checkpoint, or has no such file
     """
     name = re.fullmatch(_MODEL, Path(agent).name)
     path = name and Path(agent).with_name(_name_of(kind, name[1]))

@@ -1,4 +1,4 @@
-"""Some scripts of the zoo start others, by names that are not found everywhere."""
+"""Subprocesses of the zoo's scripts: some scripts start others by names that cannot be found everywhere."""
 
 import functools
 import subprocess
@@ -12,17 +12,17 @@ SCRIPTS = ("benchmark", "record_training")
 
 def main_script() -> str | None:
     """
-    :return: name of the script of the zoo that ``python -m`` was asked to run; ``None`` if it was not
+    :return: name of the zoo's script that ``python -m`` runs; ``None`` if it runs something else
     """
     arguments = sys.orig_argv
     module = arguments[arguments.index("-m") + 1] if "-m" in arguments[:-1] else ""
     return module.removeprefix("rl_zoo3.") if module.startswith("rl_zoo3.") else None
 
 
-def redirected(command: Any) -> Any:
+def redirect_command(command: Any) -> Any:
     """
-    :param command: as ``subprocess.call`` takes it
-    :return: the same; for a script of the zoo and one of our algorithms with this interpreter, through our launcher
+    :param command: argument of ``subprocess.call``
+    :return: the command; if it runs a script of the zoo with one of our algorithms, by this interpreter and our launcher
     """
     if not isinstance(command, list):
         return command
@@ -36,16 +36,16 @@ def redirected(command: Any) -> Any:
     return [sys.executable, "-m", "sb3_pg.zoo", script, *rest] if ours else command
 
 
-def redirect() -> None:
-    """Let the scripts that this process calls be found. Calling it again changes nothing."""
+def patch_subprocess() -> None:
+    """Redirect the scripts that this process starts with ``subprocess.call``. Idempotent."""
     original = subprocess.call
-    if hasattr(original, "is_of_sb3_pg"):
+    if hasattr(original, "patched_by_sb3_pg"):
         return
 
     @functools.wraps(original)
     def call(command: Any, *args: Any, **kwargs: Any) -> int:
-        return original(redirected(command), *args, **kwargs)
+        return original(redirect_command(command), *args, **kwargs)
 
     marked: Any = call
-    marked.is_of_sb3_pg = True
+    marked.patched_by_sb3_pg = True
     subprocess.call = marked

@@ -1,5 +1,5 @@
 """
-Evaluate the final model of a run of the zoo: deterministic actions, whole episodes, the environment's own rewards.
+Evaluate the final model of a run of the zoo: deterministic actions, whole episodes, unnormalised rewards.
 
     python -m sb3_pg.zoo.evaluation logs/vpg/CartPole-v1_1 --episodes 20
 """
@@ -21,28 +21,28 @@ from sb3_pg.zoo.patches import register
 
 def read_arguments(run: Path) -> tuple[Path, dict[str, Any]]:
     """
-    Find out what a run trained, and on what.
+    Read the command-line arguments of a run.
 
     :param run: Log folder of the run.
-    :return: The folder of its settings, and the arguments it was started with.
-    :raises ValueError: The folder is not one that the zoo wrote.
+    :return: The folder with its settings, and its arguments.
+    :raises ValueError: The folder was not written by the zoo.
     """
     found = sorted(run.glob("*/args.yml"))
     if len(found) != 1:
-        raise ValueError(f"{run} is no log folder of one run: expected one */args.yml in it, found {len(found)}")
-    # The zoo stores Python objects there and reads them back the same way: like its models, a file to be trusted.
+        raise ValueError(f"{run} is not the log folder of a run: expected one */args.yml in it, found {len(found)}")
+    # The zoo stores Python objects in this file and reads them the same way. Like models, it must come from a trusted source.
     arguments: dict[str, Any] = dict(yaml.load(found[0].read_text(), Loader=yaml.UnsafeLoader))
     return found[0].parent, arguments
 
 
 def evaluate(run: Path, episodes: int, seed: int) -> list[float]:
     """
-    Play episodes with the final model of a run, in the environment as it was trained in (wrappers, normalisation and all).
+    Run episodes with the final model of a run, in the environment it was trained in, wrappers and normalisation included.
 
     :param run: Log folder of the run.
-    :param episodes: How many episodes.
-    :param seed: Seeds the environment.
-    :return: Undiscounted sum of rewards of each episode.
+    :param episodes: Number of episodes.
+    :param seed: Seed of the environment.
+    :return: Undiscounted return of each episode.
     :raises ValueError: The folder holds no finished run.
     """
     settings, arguments = read_arguments(run)
@@ -50,7 +50,7 @@ def evaluate(run: Path, episodes: int, seed: int) -> list[float]:
     if not model_path.is_file():
         raise ValueError(f"{run} holds no {model_path.name}: the training did not finish")
     for package in arguments["gym_packages"]:
-        importlib.import_module(package)  # where its environments come from
+        importlib.import_module(package)  # registers environments
     hyperparams, stats_path = get_saved_hyperparams(str(settings), test_mode=True)
     env_kwargs = hyperparams.pop("env_kwargs", {}) | (arguments["env_kwargs"] or {})
     env = create_test_env(
@@ -71,10 +71,14 @@ def evaluate(run: Path, episodes: int, seed: int) -> list[float]:
 def main() -> None:
     """Print the mean and the standard deviation over the episodes."""
     parser = argparse.ArgumentParser(description="Evaluate the final model of a run of the zoo.")
-    parser.add_argument("run", type=Path, help="its log folder, for example logs/vpg/CartPole-v1_1")
-    parser.add_argument("--episodes", type=int, default=20, help="how many to play (default: 20)")
-    parser.add_argument("--seed", type=int, default=1_000_000, help="of the environment (default: one that no training uses)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the rewards of the episodes there, too, as a list")
+    parser.add_argument("run", type=Path, help="log folder of the run, for example logs/vpg/CartPole-v1_1")
+    parser.add_argument("--episodes", type=int, default=20, help="number of episodes (default: 20)")
+    parser.add_argument(
+        "--seed", type=int, default=1_000_000, help="seed of the environment (default: one that no training run uses)"
+    )
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="also write the rewards of the episodes to this file, as a list"
+    )
     args = parser.parse_args()
     if args.episodes < 1:
         parser.error(f"--episodes must be at least 1, not {args.episodes}")

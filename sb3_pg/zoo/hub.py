@@ -1,4 +1,4 @@
-"""Our changes to the hub's client for SB3, listed in :mod:`sb3_pg.zoo.patches`."""
+"""Patches of ``huggingface_sb3``, listed in :mod:`sb3_pg.zoo.patches`."""
 
 import functools
 import importlib
@@ -8,13 +8,13 @@ from typing import Any
 from sb3_pg.registry import ALGOS
 
 
-def mend() -> None:
-    """Let ``push_to_hub`` and ``load_from_hub`` of the zoo find what they expect. Calling it again changes nothing."""
+def patch_client() -> None:
+    """Provide what the zoo's ``push_to_hub`` and ``load_from_hub`` expect of the package. Idempotent."""
     client: Any = importlib.import_module("huggingface_sb3")
     push_to_hub: Any = importlib.import_module("huggingface_sb3.push_to_hub")
     if not hasattr(push_to_hub, "generate_metadata") and hasattr(push_to_hub, "_generate_metadata"):
         push_to_hub.generate_metadata = push_to_hub._generate_metadata
-    if not hasattr(client.load_from_hub, "is_of_sb3_pg"):
+    if not hasattr(client.load_from_hub, "patched_by_sb3_pg"):
         client.load_from_hub = _with_expected_error(client.load_from_hub)
 
 
@@ -33,5 +33,5 @@ def _with_expected_error(original: Callable[..., str]) -> Callable[..., str]:
             raise HTTPError(str(error)) from error
 
     marked: Any = load_from_hub
-    marked.is_of_sb3_pg = True
+    marked.patched_by_sb3_pg = True
     return load_from_hub

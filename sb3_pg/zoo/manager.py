@@ -1,4 +1,4 @@
-"""Our changes to the zoo's ``ExperimentManager``, listed in :mod:`sb3_pg.zoo.patches`. Other algorithms see none of them."""
+"""Patches of the zoo's ``ExperimentManager``, listed in :mod:`sb3_pg.zoo.patches`. They apply to our algorithms only."""
 
 import functools
 import inspect
@@ -10,33 +10,33 @@ from types import ModuleType
 from typing import Any
 
 from sb3_pg.registry import ALGOS
-from sb3_pg.zoo.workers import as_worker
+from sb3_pg.zoo.workers import with_heartbeat
 
 # Held while methods are replaced, never during an import: that could deadlock with the import system's own locks.
 _lock = threading.Lock()
 
 
 class _TrialNumber(int):
-    """The number of a trial, which is one even if it is 0."""
+    """The number of a trial, true even if it is 0: the zoo tests ``if trial_id``."""
 
     def __bool__(self) -> bool:
         return True
 
 
-def change_manager(module: ModuleType) -> None:
+def patch_manager(module: ModuleType) -> None:
     """
-    Make our yml files the default configuration of our algorithms, let trial 0 count, and change ``MANAGER_METHODS``.
+    Make our yml files the default configuration of our algorithms, accept trial 0, and patch ``MANAGER_METHODS``.
 
     :param module: ``rl_zoo3.exp_manager``.
-    :raises TypeError: The zoo's constructor lacks the arguments that this rests on.
+    :raises TypeError: The zoo's constructor lacks an argument that the patch relies on.
     """
     manager: Any = module.ExperimentManager
     with _lock:
-        if not hasattr(manager.__init__, "is_of_sb3_pg"):
+        if not hasattr(manager.__init__, "patched_by_sb3_pg"):
             manager.__init__ = _with_our_arguments(manager.__init__)
         for name, change in MANAGER_METHODS.items():
             method = getattr(manager, name)
-            if not hasattr(method, "is_of_sb3_pg"):
+            if not hasattr(method, "patched_by_sb3_pg"):
                 setattr(manager, name, _for_our_algorithms(method, change(method)))
 
 
@@ -49,7 +49,7 @@ def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
     def init(*args: Any, **kwargs: Any) -> None:
         try:
             bound = signature.bind(*args, **kwargs)
-        except TypeError:  # The zoo's own constructor shall say what is wrong with its arguments.
+        except TypeError:  # The zoo's constructor raises its own error.
             return original(*args, **kwargs)
         algorithm = ALGOS.get(bound.arguments["algo"])
         if algorithm is not None and not bound.arguments.get("config"):
@@ -59,15 +59,15 @@ def _with_our_arguments(original: Callable[..., None]) -> Callable[..., None]:
         return original(*bound.args, **bound.kwargs)
 
     marked: Any = init
-    marked.is_of_sb3_pg = True
+    marked.patched_by_sb3_pg = True
     return init
 
 
 def _for_our_algorithms(original: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
     """
     :param original: method of the manager
-    :param ours: what takes its place for our algorithms
-    :return: the method
+    :param ours: replacement for our algorithms
+    :return: method that dispatches on the algorithm
     """
 
     @functools.wraps(original)
@@ -75,20 +75,22 @@ def _for_our_algorithms(original: Callable[..., Any], ours: Callable[..., Any]) 
         return (ours if self.algo in ALGOS else original)(self, *args, **kwargs)
 
     marked: Any = method
-    marked.is_of_sb3_pg = True
+    marked.patched_by_sb3_pg = True
     return method
 
 
-def _with_whole_checkpoints(original: Callable[[Any], None]) -> Callable[[Any], None]:
+def _with_resumable_checkpoints(original: Callable[[Any], None]) -> Callable[[Any], None]:
     def create_callbacks(self: Any) -> None:
         from stable_baselines3.common.callbacks import CheckpointCallback
 
-        from sb3_pg.zoo.checkpoints import Checkpoints
+        from sb3_pg.zoo.checkpoints import ResumableCheckpointCallback
 
         original(self)
         stats_path = Path(self.params_path) / "vecnormalize.pkl"
         self.callbacks = [
-            Checkpoints(callback, stats_path, self.save_replay_buffer) if type(callback) is CheckpointCallback else callback
+            ResumableCheckpointCallback(callback, stats_path, self.save_replay_buffer)
+            if type(callback) is CheckpointCallback
+            else callback
             for callback in self.callbacks
         ]
 
@@ -99,9 +101,9 @@ def _with_statistics_of_checkpoint(original: Callable[[Any, Any, bool], Any]) ->
     def _maybe_normalize(self: Any, env: Any, eval_env: bool) -> Any:
         from stable_baselines3.common.vec_env import VecNormalize
 
-        from sb3_pg.zoo.checkpoints import VEC_NORMALIZE, beside
+        from sb3_pg.zoo.checkpoints import VEC_NORMALIZE, companion_file
 
-        path = beside(self.trained_agent, VEC_NORMALIZE)
+        path = companion_file(self.trained_agent, VEC_NORMALIZE)
         if path is None:
             return original(self, env, eval_env)
         print(f"Loading VecNormalize stats of the checkpoint: {path}")
@@ -115,15 +117,15 @@ def _with_statistics_of_checkpoint(original: Callable[[Any, Any, bool], Any]) ->
 
 def _with_buffer_of_checkpoint(original: Callable[[Any, Any, Any], Any]) -> Callable[[Any, Any, Any], Any]:
     def _load_pretrained_agent(self: Any, hyperparams: Any, env: Any) -> Any:
-        from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, beside, has_lost_its_buffer
+        from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, companion_file, replay_buffer_was_deleted
 
         model = original(self, hyperparams, env)
-        path = beside(self.trained_agent, REPLAY_BUFFER)
+        path = companion_file(self.trained_agent, REPLAY_BUFFER)
         if path is not None:
             print(f"Loading replay buffer of the checkpoint: {path}")
             model.load_replay_buffer(path, truncate_last_traj=self.truncate_last_trajectory)
-        elif has_lost_its_buffer(self.trained_agent):
-            print("The replay buffer of this checkpoint is not there any more: only that of the latest checkpoint is kept")
+        elif replay_buffer_was_deleted(self.trained_agent):
+            print("The replay buffer of this checkpoint has been deleted: only that of the latest checkpoint is kept")
         return model
 
     return _load_pretrained_agent
@@ -147,17 +149,17 @@ def _with_pruned_constructors(original: Callable[[Any, Any], float]) -> Callable
 
 def _passes_through(error: BaseException, cls: Any) -> bool:
     """
-    :param error: As caught.
+    :param error: A caught exception.
     :param cls: A class.
-    :return: Whether it comes from the constructor.
+    :return: Whether the exception was raised in the constructor of the class.
     """
     return any(frame.f_code is cls.__init__.__code__ for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
-# Method of the manager -> what makes ours of it.
+# Method of the manager -> function that turns it into ours.
 MANAGER_METHODS: dict[str, Callable[[Any], Callable[..., Any]]] = {
-    "objective": lambda original: as_worker(_with_pruned_constructors(original)),
-    "create_callbacks": _with_whole_checkpoints,
+    "objective": lambda original: with_heartbeat(_with_pruned_constructors(original)),
+    "create_callbacks": _with_resumable_checkpoints,
     "_maybe_normalize": _with_statistics_of_checkpoint,
     "_load_pretrained_agent": _with_buffer_of_checkpoint,
 }

@@ -1,7 +1,7 @@
 """
-Trainings with the zoo's own command, several at a time, each with an evaluation of its final policy at the end.
+Training runs with the zoo's own command, several in parallel, each followed by an evaluation of the final policy.
 
-A run that is finished is not repeated; one that was cut off, failed or had other settings starts anew.
+A finished run is not repeated. A run that was interrupted, failed or had other settings starts from scratch.
 """
 
 import argparse
@@ -26,14 +26,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
+from tqdm import tqdm  # type: ignore[import-untyped]  # no stubs installed
 
 Process = subprocess.Popen[bytes]
 
 PACKAGES = ("torch", "stable-baselines3", "rl_zoo3", "gymnasium", "mujoco", "numpy")
-# The networks are small: one thread each is fastest, and the sums have one order.
+# Small networks are fastest on one thread, and sums have a fixed order.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
-# Seeds of the evaluation after training lie beyond those of any training.
+# Seeds of the final evaluation, beyond those of any training run.
 EVALUATION_SEED = 1_000_000
 LOG_TAIL = 15
 
@@ -41,12 +41,12 @@ LOG_TAIL = 15
 @dataclass(frozen=True)
 class Run:
     """
-    One training.
+    One training run.
 
-    :param folder: everything it writes goes there, and nothing else may be there
-    :param settings: whatever its result depends on, as JSON
-    :param options: further options of the zoo's command: where it finds the settings, on what device it runs
-    :param script: how Python is told to run this command
+    :param folder: output folder, which must not hold anything else
+    :param settings: everything that the result depends on, as JSON
+    :param options: further options of the zoo's command, such as the yml file and the device
+    :param script: arguments of Python that run the zoo's command
     """
 
     folder: Path
@@ -56,7 +56,7 @@ class Run:
 
     def train_command(self) -> list[str]:
         """
-        :return: the zoo's command, without the interpreter
+        :return: the zoo's training command, without the interpreter
         """
         settings = self.settings
         command = [*self.script, "--algo", settings["algo"], "--env", settings["env"], "--seed", str(settings["seed"])]
@@ -68,20 +68,20 @@ class Run:
 
     def is_finished(self) -> bool:
         """
-        :return: whether the result is there, with the same settings
+        :return: whether there is a result with the same settings
         """
         path = self.folder / "result.json"
         return path.is_file() and json.loads(path.read_text())["settings"] == self.settings
 
 
 @contextlib.contextmanager
-def alone(lock: Path, otherwise: str) -> Iterator[None]:
+def exclusive_lock(lock: Path, otherwise: str) -> Iterator[None]:
     """
-    Keep other processes from writing to the same place.
+    Prevent other processes from writing to the same folder.
 
-    :param lock: file that only one of them can hold
-    :param otherwise: what to say if another one does
-    :raises ValueError: another one does
+    :param lock: lock file
+    :param otherwise: error message
+    :raises ValueError: another process holds the lock
     """
     with lock.open("w") as file:
         try:
@@ -93,12 +93,12 @@ def alone(lock: Path, otherwise: str) -> Iterator[None]:
 
 def run_all(runs: Sequence[Run], jobs: int, made_by: Sequence[str]) -> int:
     """
-    Carry out runs, several at a time, with a progress bar. Whatever ends this ends the processes.
+    Execute runs in parallel, with a progress bar. The processes are terminated when this function is left.
 
-    :param runs: those that are finished are skipped
-    :param jobs: how many at a time
-    :param made_by: the command that asked for them, for the record
-    :return: how many failed; the ends of their logs were shown
+    :param runs: the runs; finished ones are skipped
+    :param jobs: number of runs at a time
+    :param made_by: command line that asked for the runs, recorded in the results
+    :return: number of failed runs; the last lines of their logs are printed
     """
     waiting = deque(run for run in runs if not run.is_finished())
     running: dict[Path, tuple[Iterator[Process], Process | None]] = {}
@@ -108,37 +108,37 @@ def run_all(runs: Sequence[Run], jobs: int, made_by: Sequence[str]) -> int:
             while waiting or running:
                 while waiting and len(running) < jobs:
                     run = waiting.popleft()
-                    running[run.folder] = carry_out(run, made_by), None
+                    running[run.folder] = run_stages(run, made_by), None
                 for folder, (stages, process) in list(running.items()):
                     if process and process.poll() is None:
                         continue
                     try:
-                        following = next_stage(folder, stages, process)
+                        next_one = next_process(folder, stages, process)
                     except ValueError as error:
                         failed += 1
                         bar.write(f"FAILED: {error}", file=sys.stderr)
-                        following = None
+                        next_one = None
                     del running[folder]
-                    if following:
-                        running[folder] = stages, following
+                    if next_one:
+                        running[folder] = stages, next_one
                     else:
                         bar.update()
                     bar.set_postfix_str(", ".join("/".join(path.parts[-3:]) for path in running))
                 if sys.stderr.isatty():
-                    bar.refresh()  # The clock goes on in a terminal; a file gets a line for every change.
+                    bar.refresh()  # updates the clock; a log file gets one line per change instead
                 time.sleep(0.1)
         finally:
             stop([process for _, process in running.values() if process])
     return failed
 
 
-def next_stage(folder: Path, stages: Iterator[Process], ended: Process | None) -> Process | None:
+def next_process(folder: Path, stages: Iterator[Process], ended: Process | None) -> Process | None:
     """
-    :param folder: of the run
-    :param stages: its processes
-    :param ended: the last one, ``None`` before the first
-    :return: the next one, ``None`` if there is none
-    :raises ValueError: the last one failed; with the end of its log
+    :param folder: folder of the run
+    :param stages: the processes of the run
+    :param ended: the process that has ended, ``None`` before the first one
+    :return: the next process, ``None`` after the last one
+    :raises ValueError: the process has failed; the message contains the last lines of its log
     """
     if ended and ended.returncode:
         log = max(folder.glob("*.log"), key=lambda path: path.stat().st_mtime_ns)
@@ -147,14 +147,14 @@ def next_stage(folder: Path, stages: Iterator[Process], ended: Process | None) -
     return next(stages, None)
 
 
-def carry_out(run: Run, made_by: Sequence[str]) -> Iterator[Process]:
+def run_stages(run: Run, made_by: Sequence[str]) -> Iterator[Process]:
     """
     Train and evaluate.
 
-    :param run: what
-    :param made_by: the command that asked for it, for the record
-    :return: the processes one after the other; go on only when one has ended well
-    :raises ValueError: the folder belongs to something else, or the training left no model
+    :param run: the run
+    :param made_by: command line that asked for the run, recorded in the result
+    :return: the processes of training and evaluation; ask for the next one only after the last one has succeeded
+    :raises ValueError: the folder holds other files, or training has saved no model
     """
     clear(run)
     began = time.monotonic()
@@ -163,7 +163,7 @@ def carry_out(run: Run, made_by: Sequence[str]) -> Iterator[Process]:
     models = list(run.folder.glob(f"{run.settings['algo']}/*/*.zip"))
     model = next((path for path in models if path.stem == path.parent.name.rpartition("_")[0]), None)
     if model is None:
-        raise ValueError(f"{run.folder}: the training ended without a model, see train.log")
+        raise ValueError(f"{run.folder}: training has saved no model, see train.log")
     evaluation = run.folder / "final_rewards.json"
     command = ["-m", "sb3_pg.zoo.evaluation", str(model.parent), "--json", str(evaluation)]
     command += ["--episodes", str(run.settings["final_episodes"]), "--seed", str(EVALUATION_SEED + run.settings["seed"])]
@@ -179,7 +179,7 @@ def carry_out(run: Run, made_by: Sequence[str]) -> Iterator[Process]:
         **summarize(json.loads(evaluation.read_text())),
         "curve": read_curve(model.parent / "evaluations.npz"),
     }
-    # Renamed into place, so that there is a whole result or none.
+    # Renamed into place: the result is either complete or missing.
     part = run.folder / "result.json.part"
     part.write_text(json.dumps(result, indent=2))
     part.replace(run.folder / "result.json")
@@ -187,10 +187,10 @@ def carry_out(run: Run, made_by: Sequence[str]) -> Iterator[Process]:
 
 def clear(run: Run) -> None:
     """
-    Make the folder of a run, empty but for its settings.
+    Create the folder of a run with nothing but its settings.
 
-    :param run: what is left of it is deleted
-    :raises ValueError: the folder holds something that no run wrote
+    :param run: the run; output of an earlier attempt is deleted
+    :raises ValueError: the folder holds files that were not written by a run
     """
     marker = run.folder / "settings.json"
     if run.folder.exists() and any(run.folder.iterdir()) and not marker.is_file():
@@ -202,9 +202,9 @@ def clear(run: Run) -> None:
 
 def start(command: Sequence[str], log: Path) -> Process:
     """
-    :param command: arguments of this Python
-    :param log: gets the output
-    :return: the process
+    :param command: arguments of the Python interpreter
+    :param log: file for the output
+    :return: the started process
     """
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -213,48 +213,50 @@ def start(command: Sequence[str], log: Path) -> Process:
             stdout=output,
             stderr=subprocess.STDOUT,
             env=environment(),
-            # On Ctrl-C the zoo would save a half-trained model and look finished: the signal must not reach it.
+            # The signal of Ctrl-C must not reach the zoo: it would save a half-trained model as if it were the final one.
             start_new_session=True,
         )
 
 
 def environment() -> dict[str, str]:
     """
-    :return: that of the processes: ours, on one thread
+    :return: environment variables of the processes: those of this process, with one thread
     """
     found = os.environ | ENVIRONMENT
     archive = Path(__file__).parents[2]
-    if archive.is_file():  # A zip app: nobody else would know where we are.
+    if archive.is_file():  # a zip app, which child processes would not find
         found["PYTHONPATH"] = os.pathsep.join(filter(None, [str(archive), found.get("PYTHONPATH")]))
     return found
 
 
 def stop(processes: Sequence[Process]) -> None:
     """
-    :param processes: ended with their children, by force after five seconds
+    Terminate processes and their children, with SIGKILL after five seconds.
+
+    :param processes: processes, each the leader of its group
     """
     for number in (signal.SIGTERM, signal.SIGKILL):
-        # All get the signal before any is waited for: a second Ctrl-C ends the waiting.
-        alive = [process for process in processes if process.poll() is None]
-        for process in alive:
+        # All get the signal first: a second Ctrl-C may interrupt the waiting below.
+        running = [process for process in processes if process.poll() is None]
+        for process in running:
             os.killpg(process.pid, number)
         deadline = time.monotonic() + 5
-        while any(process.poll() is None for process in alive) and time.monotonic() < deadline:
+        while any(process.poll() is None for process in running) and time.monotonic() < deadline:
             time.sleep(0.05)
 
 
 def summarize(rewards: Sequence[float]) -> dict[str, Any]:
     """
-    :param rewards: undiscounted sum of rewards of each episode
-    :return: mean and standard deviation, and the episodes themselves
+    :param rewards: undiscounted return of each episode
+    :return: mean, standard deviation, and the returns themselves
     """
     return {"mean": float(np.mean(rewards)), "std": float(np.std(rewards)), "rewards": list(rewards)}
 
 
 def read_curve(path: Path) -> dict[str, list[float]]:
     """
-    :param path: the zoo's log of the evaluations during training
-    :return: steps taken and mean reward at each; empty if there were none
+    :param path: ``evaluations.npz`` of the zoo
+    :return: number of steps and mean reward of each evaluation during training; empty if there is none
     """
     if not path.is_file():
         return {"steps": [], "mean": []}
@@ -264,7 +266,7 @@ def read_curve(path: Path) -> dict[str, list[float]]:
 
 def versions() -> dict[str, str]:
     """
-    :return: of Python and the packages that matter
+    :return: versions of Python and of the packages that influence results
     """
     ours = resources.files("sb3_pg").joinpath("version.txt").read_text(encoding="utf-8").strip()
     found = {"python": platform.python_version(), "sb3_pg": ours}
@@ -284,20 +286,20 @@ def machine() -> str:
     return f"{model}, {os.cpu_count()} cores"
 
 
-def show(value: float) -> str:
+def format_reward(value: float) -> str:
     """
     :param value: a reward
-    :return: four digits, or all before the point
+    :return: text with four significant digits, or all digits before the decimal point
     """
     return f"{value:.4g}" if abs(value) < 10_000 else f"{value:.0f}"
 
 
-def positive(text: str) -> int:
+def positive_int(text: str) -> int:
     """
-    :param text: of an option
-    :return: its number
-    :raises argparse.ArgumentTypeError: it is no positive integer
+    :param text: value of a command-line option
+    :return: the number
+    :raises argparse.ArgumentTypeError: the text is not a positive integer
     """
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no positive integer")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive integer")
     return int(text)

@@ -1,8 +1,9 @@
 """
-Tuning by many processes on one study: trials of workers that died are marked failed.
+Heartbeats of the workers of a study: trials of dead workers are marked as failed.
 
-Optuna leaves the trial of a killed worker running for ever (its heartbeat needs a database, set up by hand). Here each worker
-leaves with its trial who it is and, every minute, a new count; whoever starts a trial looks at all that are running.
+In Optuna, the trial of a killed worker stays in the state "running" (Optuna's own heartbeat needs a database, and has to be
+set up by hand). Here each worker stores its identity with its trial, and increments a counter every minute. A worker that
+starts a trial checks all running trials.
 """
 
 import contextlib
@@ -17,18 +18,18 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import optuna
 
-# Seconds between two counts, and how long a count must have stood still until its worker counts as dead. Clocks of different
-# machines need not agree: only the watcher's own matters.
+# Seconds between two heartbeats, and how long the counter must not change until the worker is considered dead. Only the clock
+# of the observer is used: clocks of different machines may differ.
 INTERVAL = 60.0
 PATIENCE = 10 * INTERVAL
 
 _WORKER = "sb3_pg:worker"
-_COUNT = "sb3_pg:count"
+_COUNTER = "sb3_pg:count"
 
 
-def place() -> str | None:
+def host_id() -> str | None:
     """
-    :return: what all processes that see one another share; ``None`` if that is not known
+    :return: identifier of the machine and PID namespace, shared by all processes that can see one another; ``None``: unknown
     """
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
@@ -37,24 +38,24 @@ def place() -> str | None:
         return None
 
 
-def started(pid: int) -> str | None:
+def process_start_time(pid: int) -> str | None:
     """
-    :param pid: of a process
-    :return: when it was started, in ticks since the machine was; ``None`` if there is no such process, or a dead one
+    :param pid: process ID
+    :return: start time of the process, in ticks since boot; ``None`` if there is no such process, or it has ended
     """
     try:
-        # The name of the program, in parentheses, may hold anything. Then comes the state: Z is dead, but not collected yet.
+        # The program's name, in parentheses, may contain any character. The next field is the state: Z is a zombie, X dead.
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except OSError:
         return None
     return None if fields[0] in "ZX" else fields[19]
 
 
-class Watch:
+class HeartbeatMonitor:
     """
-    Finds workers that died.
+    Detects dead workers.
 
-    :param clock: seconds
+    :param clock: function that returns seconds
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -64,16 +65,16 @@ class Watch:
     def is_dead(self, study_name: str, number: int, attributes: dict[str, Any]) -> bool:
         """
         :param study_name: name of the study
-        :param number: number of a trial that is said to be running
-        :param attributes: what its worker left with it
-        :return: whether the worker is certainly gone, or has not been heard of for long
+        :param number: number of a trial in the state "running"
+        :param attributes: system attributes of the trial, with the worker's heartbeat
+        :return: whether the worker's process does not exist any more, or has sent no heartbeat for ``PATIENCE`` seconds
         """
         if _WORKER not in attributes:
-            return False  # Not one of ours, or it is just starting.
+            return False  # not one of our workers, or it is just starting
         where, pid, start = attributes[_WORKER]
-        if where is not None and where == place():
-            return bool(started(pid) != start)
-        key, count = (study_name, number), attributes.get(_COUNT, 0)
+        if where is not None and where == host_id():
+            return bool(process_start_time(pid) != start)
+        key, count = (study_name, number), attributes.get(_COUNTER, 0)
         last, since = self.seen.get(key, (None, 0.0))
         if last != count:
             self.seen[key] = count, self.clock()
@@ -81,23 +82,23 @@ class Watch:
         return self.clock() - since > PATIENCE
 
 
-_watch = Watch()
+_monitor = HeartbeatMonitor()
 
 
-def fail_dead_trials(study: "optuna.Study", watch: Watch = _watch) -> list[int]:
+def fail_dead_trials(study: "optuna.Study", monitor: HeartbeatMonitor = _monitor) -> list[int]:
     """
-    Mark the trials of dead workers as failed, so that nobody waits for them.
+    Mark the trials of dead workers as failed.
 
-    :param study: with trials of any number of workers
-    :param watch: what is known of them
-    :return: their numbers
+    :param study: study with any number of workers
+    :param monitor: keeps the heartbeats seen so far
+    :return: numbers of the failed trials
     """
     import optuna
 
     failed = []
     for trial in study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
-        if watch.is_dead(study.study_name, trial.number, trial.system_attrs):
-            # Another worker may have found it at the same time.
+        if monitor.is_dead(study.study_name, trial.number, trial.system_attrs):
+            # Another worker may do the same at the same time.
             with contextlib.suppress(ValueError, optuna.exceptions.UpdateFinishedTrialError):
                 study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
                 failed.append(trial.number)
@@ -105,44 +106,44 @@ def fail_dead_trials(study: "optuna.Study", watch: Watch = _watch) -> list[int]:
 
 
 @contextlib.contextmanager
-def alive(trial: "optuna.Trial", interval: float = INTERVAL) -> Iterator[None]:
+def heartbeat(trial: "optuna.Trial", interval: float = INTERVAL) -> Iterator[None]:
     """
-    Tell the others that this process works on a trial.
+    Send heartbeats for a trial of this process.
 
-    :param trial: of a study
-    :param interval: seconds between two counts
+    :param trial: the running trial
+    :param interval: seconds between two heartbeats
     """
-    storage, number, over = trial.storage, trial._trial_id, threading.Event()
-    storage.set_trial_system_attr(number, _WORKER, [place(), os.getpid(), started(os.getpid())])
+    storage, number, done = trial.storage, trial._trial_id, threading.Event()
+    storage.set_trial_system_attr(number, _WORKER, [host_id(), os.getpid(), process_start_time(os.getpid())])
 
     def count() -> None:
         beats = 0
-        while not over.wait(interval):
+        while not done.wait(interval):
             beats += 1
-            # The storage may be out of reach for a while; the training itself goes on.
+            # The storage may be unreachable for a while; training continues.
             with contextlib.suppress(Exception):
-                storage.set_trial_system_attr(number, _COUNT, beats)
+                storage.set_trial_system_attr(number, _COUNTER, beats)
 
     thread = threading.Thread(target=count, daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        done.set()
         thread.join()
 
 
-def as_worker(objective: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
+def with_heartbeat(objective: Callable[[Any, Any], float]) -> Callable[[Any, Any], float]:
     """
-    :param objective: method that carries out a trial
-    :return: the same, looking after the trials of other workers and seen by them
+    :param objective: method of the manager that runs a trial
+    :return: the method with heartbeats, which first marks the trials of dead workers as failed
     """
 
     @functools.wraps(objective)
     def wrapped(self: Any, trial: Any) -> float:
         for number in fail_dead_trials(trial.study):
             print(f"Trial {number} has failed: its worker is dead")
-        with alive(trial):
+        with heartbeat(trial):
             return objective(self, trial)
 
     return wrapped

@@ -299,11 +299,11 @@ def test_children_of_other_algorithms_are_left_alone() -> None:
         ["python", "-m"],
         ["python"],
     ]
-    assert [children.redirected(command) for command in commands] == commands
+    assert [children.redirect_command(command) for command in commands] == commands
     launcher = [sys.executable, "-m", "sb3_pg.zoo"]
     rest = ["--env", "E", "--algo", "vpg"]
-    assert children.redirected(["python", "enjoy.py", *rest]) == [*launcher, "enjoy", *rest]
-    assert children.redirected(["python", "-m", "rl_zoo3.record_video", *rest]) == [*launcher, "record_video", *rest]
+    assert children.redirect_command(["python", "enjoy.py", *rest]) == [*launcher, "enjoy", *rest]
+    assert children.redirect_command(["python", "-m", "rl_zoo3.record_video", *rest]) == [*launcher, "record_video", *rest]
 
 
 # ---- the hub ---------------------------------------------------------------------------------------------------------------

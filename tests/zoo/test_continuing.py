@@ -20,7 +20,13 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecNormalize
 
 from sb3_pg.common.files import atomic_write
 from sb3_pg.registry import ALGOS
-from sb3_pg.zoo.checkpoints import REPLAY_BUFFER, VEC_NORMALIZE, Checkpoints, beside, has_lost_its_buffer
+from sb3_pg.zoo.checkpoints import (
+    REPLAY_BUFFER,
+    VEC_NORMALIZE,
+    ResumableCheckpointCallback,
+    companion_file,
+    replay_buffer_was_deleted,
+)
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("zoo")]
 
@@ -104,11 +110,11 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
     again = tmp_path / "logs" / key / f"{env}_2"
     assert (again / f"{env}.zip").is_file()
     if key in NORMALISED:
-        assert f"Loading VecNormalize stats of the checkpoint: {beside(str(latest), VEC_NORMALIZE)}" in printed
+        assert f"Loading VecNormalize stats of the checkpoint: {companion_file(str(latest), VEC_NORMALIZE)}" in printed
         # Resets are counted, too.
         assert observations_seen(again / env / "vecnormalize.pkl") >= steps + EVERY
     if key in OFF_POLICY:
-        assert f"Loading replay buffer of the checkpoint: {beside(str(latest), REPLAY_BUFFER)}" in printed
+        assert f"Loading replay buffer of the checkpoint: {companion_file(str(latest), REPLAY_BUFFER)}" in printed
         before, after = ((path.read_bytes()) for path in (beside_buffer(latest), again / "replay_buffer.pkl"))
         assert pickle.loads(after).size() >= pickle.loads(before).size() + EVERY // 2 - 10
 
@@ -118,7 +124,7 @@ def beside_buffer(model: Path) -> Path:
     :param model: a checkpoint
     :return: its replay buffer
     """
-    path = beside(str(model), REPLAY_BUFFER)
+    path = companion_file(str(model), REPLAY_BUFFER)
     assert path is not None
     return path
 
@@ -173,17 +179,21 @@ def test_a_checkpoint_has_its_parts_and_only_the_latest_buffer(
         model.set_env(VecNormalize(model.get_env()))
     stats = tmp_path / "settings" / "vecnormalize.pkl"
     stats.parent.mkdir()
-    model.learn(200, Checkpoints(CheckpointCallback(100, str(tmp_path), "rl_model"), stats, save_replay_buffer=True))
+    model.learn(
+        200, ResumableCheckpointCallback(CheckpointCallback(100, str(tmp_path), "rl_model"), stats, save_replay_buffer=True)
+    )
     models = checkpoints(tmp_path)
     assert len(models) >= 2
     buffered = hasattr(model, "replay_buffer")
-    assert [beside(str(path), REPLAY_BUFFER) is not None for path in models] == [False] * (len(models) - 1) + [buffered]
-    assert [has_lost_its_buffer(str(path)) for path in models] == [buffered] * (len(models) - 1) + [False]
+    assert [companion_file(str(path), REPLAY_BUFFER) is not None for path in models] == [False] * (len(models) - 1) + [
+        buffered
+    ]
+    assert [replay_buffer_was_deleted(str(path)) for path in models] == [buffered] * (len(models) - 1) + [False]
     normalised = model.get_vec_normalize_env() is not None
-    assert {beside(str(path), VEC_NORMALIZE) is not None for path in models} == {normalised}
+    assert {companion_file(str(path), VEC_NORMALIZE) is not None for path in models} == {normalised}
     assert stats.is_file() == normalised
     if normalised:
-        latest = beside(str(models[-1]), VEC_NORMALIZE)
+        latest = companion_file(str(models[-1]), VEC_NORMALIZE)
         assert latest is not None
         assert latest.read_bytes() == stats.read_bytes()
 
@@ -192,11 +202,11 @@ def test_what_is_beside_a_model(tmp_path: Path) -> None:
     for name in ("rl_model_100_steps.zip", "vecnormalize_100_steps.pkl", "CartPole-v1.zip"):
         (tmp_path / name).touch()
     agent = str(tmp_path / "rl_model_100_steps.zip")
-    assert beside(agent, VEC_NORMALIZE) == tmp_path / "vecnormalize_100_steps.pkl"
-    assert beside(agent, REPLAY_BUFFER) is None
-    assert beside(str(tmp_path / "rl_model_200_steps.zip"), VEC_NORMALIZE) is None
-    assert beside(str(tmp_path / "CartPole-v1.zip"), VEC_NORMALIZE) is None
-    assert beside("", VEC_NORMALIZE) is None
+    assert companion_file(agent, VEC_NORMALIZE) == tmp_path / "vecnormalize_100_steps.pkl"
+    assert companion_file(agent, REPLAY_BUFFER) is None
+    assert companion_file(str(tmp_path / "rl_model_200_steps.zip"), VEC_NORMALIZE) is None
+    assert companion_file(str(tmp_path / "CartPole-v1.zip"), VEC_NORMALIZE) is None
+    assert companion_file("", VEC_NORMALIZE) is None
 
 
 # ---- files -----------------------------------------------------------------------------------------------------------------

@@ -57,7 +57,7 @@ def test_both_tables_list_every_patch() -> None:
     page = Path(__file__).resolve().parents[2] / "docs" / "zoo.md"
     names = {name.removeprefix("rl_zoo3.") for name in patches.PATCHES}
     assert set(re.findall(r"^``(\w+)``", patches.__doc__ or "", re.MULTILINE)) == names
-    _, _, section = page.read_text(encoding="utf-8").partition("## What is changed in the zoo")
+    _, _, section = page.read_text(encoding="utf-8").partition("## Patches of the zoo")
     assert set(re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)) == names
 
 

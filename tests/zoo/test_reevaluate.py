@@ -24,19 +24,19 @@ from zoo_processes import StandIn
 
 from sb3_pg.registry import ALGOS
 from sb3_pg.zoo import runs
-from sb3_pg.zoo.reevaluate import plot
+from sb3_pg.zoo.reevaluate import ranking_plot
 from sb3_pg.zoo.reevaluate.__main__ import main
-from sb3_pg.zoo.reevaluate.entries import base_entry, entry_of, expression, to_yml
+from sb3_pg.zoo.reevaluate.entries import base_entry, expression, to_yml, trial_entry
 from sb3_pg.zoo.reevaluate.ranking import bootstrap_means, probability_higher, rank
 from sb3_pg.zoo.reevaluate.report import table, verdict
 from sb3_pg.zoo.reevaluate.study import (
-    Task,
+    TrainingConfig,
     best_trials,
     hide_password,
     load_study,
     read_command,
     read_pairs,
-    read_task,
+    read_training_config,
 )
 
 pytestmark = pytest.mark.usefixtures("zoo")
@@ -94,17 +94,17 @@ def study_of(
     return study
 
 
-def task_of(algo: str, env: str, **changes: Any) -> Task:
+def config_of(algo: str, env: str, **changes: Any) -> TrainingConfig:
     """
-    Write a task.
+    Build a training configuration.
 
     :param algo: Zoo key.
     :param env: Id of the environment.
     :param changes: Other fields.
-    :return: The task.
+    :return: The configuration.
     """
     fields: dict[str, Any] = {"n_timesteps": -1, "conf": None, "params": {}, "env_kwargs": {}}
-    return Task(algo, env, **{**fields, "eval_episodes": 5, "gym_packages": (), **changes})
+    return TrainingConfig(algo, env, **{**fields, "eval_episodes": 5, "gym_packages": (), **changes})
 
 
 # ---- ranking ---------------------------------------------------------------------------------------------------------------
@@ -145,10 +145,10 @@ def test_trials_are_ranked_by_the_mean_over_their_seeds() -> None:
     assert rows[0].p_winner_higher == 0.5
 
 
-def test_intervals_do_not_depend_on_the_company() -> None:
+def test_intervals_do_not_depend_on_other_trials() -> None:
     alone = rank({3: 1.0}, {3: {1: 0.0, 2: 3.0, 3: 4.0}})[0]
-    accompanied = rank({4: 2.0, 3: 1.0}, {3: {1: 0.0, 2: 3.0, 3: 4.0}, 4: {1: 9.0, 2: 8.0, 3: 7.0}})[1]
-    assert (alone.low, alone.high) == (accompanied.low, accompanied.high)
+    with_others = rank({4: 2.0, 3: 1.0}, {3: {1: 0.0, 2: 3.0, 3: 4.0}, 4: {1: 9.0, 2: 8.0, 3: 7.0}})[1]
+    assert (alone.low, alone.high) == (with_others.low, with_others.high)
     assert alone.low < alone.mean < alone.high
 
 
@@ -164,7 +164,7 @@ def test_the_table_and_the_verdict_say_how_sure_it_is() -> None:
     # 12 is higher than 10 alone (1/4 of the means of trial 7), 26 and 40 than all: 1/16 + 3/4.
     assert rows[1].p_winner_higher == pytest.approx(13 / 16, abs=0.02)
     assert f"(ties count half): {rows[1].p_winner_higher:.2f} than trial 7.\n" in text
-    assert "What the study says is on average 429.5 above these means.\n" in text
+    assert "The values in the study are on average 429.5 above these means.\n" in text
     apart = rank({7: 5.0, 3: 4.0}, {7: {1: 10.0, 2: 20.0}, 3: {1: 21.0, 2: 22.0}})
     assert "lies above that of trial 7" in verdict(apart)
     assert "on average 13.75 below these means" in verdict(apart)
@@ -173,7 +173,7 @@ def test_the_table_and_the_verdict_say_how_sure_it_is() -> None:
 
 def test_the_picture_shows_seeds_interval_and_the_study(folder: Path) -> None:
     rows = rank({7: 500.0, 3: 400.0}, {7: {1: 10.0, 2: 20.0}, 3: {1: 12.0, 2: 40.0}})
-    [axes] = plot.draw(rows, "a title", folder / "ranking.png").axes
+    [axes] = ranking_plot.draw(rows, "a title", folder / "ranking.png").axes
     assert (folder / "ranking.png").read_bytes().startswith(b"\x89PNG")
     assert [label.get_text() for label in axes.get_yticklabels()] == ["trial 3", "trial 7"]
     drawn = [np.asarray(line.get_xdata()).tolist() for line in axes.get_lines()]
@@ -209,7 +209,7 @@ def test_the_direction_of_the_study_counts() -> None:
 def test_without_completed_trials_there_is_no_best() -> None:
     with pytest.raises(ValueError, match="study 's' has no completed trial, only 2 others"):
         best_trials(study_of("vpg", [math.nan, -math.inf]), 1)
-    with pytest.raises(ValueError, match="has 2 objectives, which have no best trial"):
+    with pytest.raises(ValueError, match="has 2 objectives, so it has no best trial"):
         best_trials(optuna.create_study(directions=["maximize", "minimize"]), 1)
 
 
@@ -219,8 +219,8 @@ def test_without_completed_trials_there_is_no_best() -> None:
         ("s.log", "t", "s.log has no study 't'; it has 's'"),
         ("empty.log", "t", "empty.log has no study 't'; it has none"),
         ("none.log", "s", "there is no file none.log"),
-        ("text.log", "s", "text.log is no journal file"),
-        ("numbers.log", "s", "numbers.log is no journal file"),
+        ("text.log", "s", "text.log is not a journal file"),
+        ("numbers.log", "s", "numbers.log is not a journal file"),
         ("s", "s", "'s' is neither a journal file"),
         ("nonsense://user:secret@host/base", "s", r"nonsense://user:\*\*\*@host/base: "),
     ],
@@ -289,24 +289,24 @@ def given(**options: Any) -> argparse.Namespace:
 
 def test_the_task_is_that_of_the_study_unless_we_are_told_otherwise(capsys: pytest.CaptureFixture[str]) -> None:
     study = study_of("vpg", [1.0], f"{COMMAND} -params gamma:0.9 --eval-episodes 3 --eval-env-kwargs a:1")
-    expected = task_of("vpg", "CartPole-v1", n_timesteps=3000, params={"gamma": 0.9}, eval_episodes=20)
-    assert read_task(study, given()) == expected
+    expected = config_of("vpg", "CartPole-v1", n_timesteps=3000, params={"gamma": 0.9}, eval_episodes=20)
+    assert read_training_config(study, given()) == expected
     assert "the study was started with --eval-env-kwargs" in capsys.readouterr().out
     told = given(algo="ppo", env="Acrobot-v1", n_timesteps=5, conf_file="c.yml", hyperparams=["n_envs:2"], eval_episodes=7)
-    expected = task_of("ppo", "Acrobot-v1", n_timesteps=5, conf="c.yml", params={"n_envs": 2}, eval_episodes=7)
-    assert read_task(study, told) == expected
+    expected = config_of("ppo", "Acrobot-v1", n_timesteps=5, conf="c.yml", params={"n_envs": 2}, eval_episodes=7)
+    assert read_training_config(study, told) == expected
 
 
 def test_what_the_study_was_started_without_is_as_the_zoo_has_it() -> None:
     study = study_of("ppo", [1.0], "python -m rl_zoo3.train -optimize --eval-episodes 100")
-    assert read_task(study, given()) == task_of("ppo", "CartPole-v1", eval_episodes=100)
+    assert read_training_config(study, given()) == config_of("ppo", "CartPole-v1", eval_episodes=100)
 
 
 def test_a_study_that_says_nothing_needs_help() -> None:
     study = study_of("vpg", [1.0], command=None)
-    with pytest.raises(ValueError, match=r"study 's' does not say how it was started: pass --algo, -n$"):
-        read_task(study, given(env="CartPole-v1"))
-    assert read_task(study, given(algo="vpg", env="CartPole-v1", n_timesteps=9)).n_timesteps == 9
+    with pytest.raises(ValueError, match=r"study 's' does not contain the command that started it: pass --algo, -n$"):
+        read_training_config(study, given(env="CartPole-v1"))
+    assert read_training_config(study, given(algo="vpg", env="CartPole-v1", n_timesteps=9)).n_timesteps == 9
 
 
 @pytest.mark.parametrize(
@@ -318,7 +318,7 @@ def test_a_study_that_says_nothing_needs_help() -> None:
 )
 def test_a_command_that_cannot_be_read_is_shown(more: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        read_task(study_of("vpg", [1.0], f"{COMMAND} {more}"), given())
+        read_training_config(study_of("vpg", [1.0], f"{COMMAND} {more}"), given())
 
 
 # ---- entries ---------------------------------------------------------------------------------------------------------------
@@ -355,11 +355,11 @@ OF_THE_ZOO = [("ppo", "CartPole-v1"), ("sac", "Hopper-v4")]
 @pytest.mark.parametrize(("algo", "env"), [*ENTRIES, *WITHOUT_ENTRIES, *OF_THE_ZOO])
 def test_what_is_written_trains_the_same_as_the_trial(algo: str, env: str, folder: Path) -> None:
     study = study_of(algo, [float(number) for number in range(12)])
-    task = task_of(algo, env)
+    config = config_of(algo, env)
     for trial in study.trials:
         if trial.number == 0 and algo not in ALGOS:
             continue  # The zoo ignores trial 0 of its own algorithms.
-        text = to_yml(env, entry_of(trial, task, base_entry(task)))
+        text = to_yml(env, trial_entry(trial, config, base_entry(config)))
         (folder / "winner.yml").write_text(text)
         written = constructor_arguments(algo, env, config="winner.yml")
         assert written == constructor_arguments(algo, env, storage="s.log", study_name="s", trial_id=trial.number)
@@ -369,9 +369,9 @@ def test_what_is_written_trains_the_same_as_the_trial(algo: str, env: str, folde
 @pytest.mark.parametrize("algo", ALGOS)
 def test_models_are_built_from_what_is_written(algo: str, folder: Path, algorithms: dict[str, dict[str, Any]]) -> None:
     env = algorithms[algo]["env"]
-    task = task_of(algo, env, params={"n_envs": 2}, n_timesteps=300)
+    config = config_of(algo, env, params={"n_envs": 2}, n_timesteps=300)
     [trial] = study_of(algo, [1.0], n_envs=2).trials
-    (folder / "winner.yml").write_text(to_yml(env, entry_of(trial, task, base_entry(task))))
+    (folder / "winner.yml").write_text(to_yml(env, trial_entry(trial, config, base_entry(config))))
     options: dict[str, Any] = {"config": "winner.yml", "seed": 1, "verbose": 0, "device": "cpu", "eval_freq": -1}
     manager = ExperimentManager(argparse.Namespace(), algo, env, "logs", **options)
     result = manager.setup_experiment()
@@ -385,8 +385,8 @@ def test_what_the_study_was_started_with_is_part_of_the_entry() -> None:
     """The trial has the last word: it did in the study."""
     [trial] = study_of("vpg", [1.0]).trials
     params = {"gamma": 0.5, "n_envs": 3, "policy_kwargs": {"net_arch": [8]}}
-    task = task_of("vpg", "CartPole-v1", params=params, env_kwargs={"sutton_barto_reward": True}, n_timesteps=777)
-    entry = entry_of(trial, task, base_entry(task))
+    config = config_of("vpg", "CartPole-v1", params=params, env_kwargs={"sutton_barto_reward": True}, n_timesteps=777)
+    entry = trial_entry(trial, config, base_entry(config))
     assert (entry["n_envs"], entry["n_timesteps"], entry["env_kwargs"]) == (3, 777, {"sutton_barto_reward": True})
     assert entry["gamma"] == 1 - trial.params["one_minus_gamma"]
     assert "[8]" not in entry["policy_kwargs"]
@@ -430,34 +430,34 @@ def test_other_values_must_be_plain() -> None:
 
 
 @pytest.mark.parametrize(
-    ("task", "message"),
+    ("config", "message"),
     [
-        (task_of("vgp", "CartPole-v1"), "--algo: the zoo has no 'vgp', but .*vpg"),
-        (task_of("vpg", "CardPole-v1"), "--env: there is no environment 'CardPole-v1'"),
-        (task_of("vpg", "CartPole-v1", conf="none.yml"), "none.yml.*: pass -conf"),
-        (task_of("vpg", "CartPole-v1", gym_packages=("no_such_package",)), "no_such_package.*or --gym-packages"),
-        (task_of("vpg", "CartPole-v1", conf="walk.yml"), "Hyperparameters not found for vpg-CartPole-v1"),
+        (config_of("vgp", "CartPole-v1"), "--algo: the zoo has no 'vgp', but .*vpg"),
+        (config_of("vpg", "CardPole-v1"), "--env: there is no environment 'CardPole-v1'"),
+        (config_of("vpg", "CartPole-v1", conf="none.yml"), "none.yml.*: pass -conf"),
+        (config_of("vpg", "CartPole-v1", gym_packages=("no_such_package",)), "no_such_package.*or --gym-packages"),
+        (config_of("vpg", "CartPole-v1", conf="walk.yml"), "Hyperparameters not found for vpg-CartPole-v1"),
         (
-            task_of("vpg", "Acrobot-v1", conf="walk.yml"),
+            config_of("vpg", "Acrobot-v1", conf="walk.yml"),
             "the hyperparameters of Acrobot-v1 do not say how long to train: pass -n",
         ),
-        (task_of("svg0", "CartPole-v1"), "trial 0 has no '.*': it is none of svg0"),
-        (task_of("nstep_a2c", "CartPole-v1"), "trial 0 has no '.*': it is none of nstep_a2c"),
-        (task_of("crossq", "CartPole-v1"), "the zoo cannot tune crossq"),
+        (config_of("svg0", "CartPole-v1"), "trial 0 has no '.*': it is not a trial of svg0"),
+        (config_of("nstep_a2c", "CartPole-v1"), "trial 0 has no '.*': it is not a trial of nstep_a2c"),
+        (config_of("crossq", "CartPole-v1"), "the zoo cannot tune crossq"),
     ],
 )
-def test_what_cannot_be_trained_is_said_before_anything_runs(task: Task, message: str, folder: Path) -> None:
+def test_what_cannot_be_trained_is_said_before_anything_runs(config: TrainingConfig, message: str, folder: Path) -> None:
     (folder / "walk.yml").write_text("Acrobot-v1: {policy: MlpPolicy}")
     [trial] = study_of("vpg", [1.0]).trials
     with pytest.raises(ValueError, match=message):
-        entry_of(trial, task, base_entry(task))
+        trial_entry(trial, config, base_entry(config))
 
 
 def test_a_trial_of_an_algorithm_with_similar_parameters_is_not_taken() -> None:
     [trial] = study_of("ppo", [1.0]).trials
-    task = task_of("a2c", "CartPole-v1")
-    with pytest.raises(ValueError, match="a2c takes no batch_size, clip_range, n_epochs, which trial 0 has"):
-        entry_of(trial, task, base_entry(task))
+    config = config_of("a2c", "CartPole-v1")
+    with pytest.raises(ValueError, match="a2c does not take batch_size, clip_range, n_epochs, which trial 0 has"):
+        trial_entry(trial, config, base_entry(config))
 
 
 # ---- the command -----------------------------------------------------------------------------------------------------------
@@ -533,8 +533,8 @@ def test_the_best_trials_are_trained_ranked_and_written(
     winner = (output / "winner.yml").read_text()
     assert winner.startswith("# Trial 1: mean reward 92.5 on 2 fresh seeds (95% CI 90 to 95), 7 in the study.\nCartPole-v1:\n")
     assert yaml.safe_load(winner) == yaml.safe_load((output / "trial_1" / "hyperparams.yml").read_text())
-    task = task_of("vpg", "CartPole-v1", n_timesteps=3000)
-    assert yaml.safe_load(winner)["CartPole-v1"] == entry_of(study.trials[1], task, base_entry(task))
+    config = config_of("vpg", "CartPole-v1", n_timesteps=3000)
+    assert yaml.safe_load(winner)["CartPole-v1"] == trial_entry(study.trials[1], config, base_entry(config))
 
 
 def test_a_run_is_a_command_of_the_launcher(folder: Path, processes: Processes) -> None:
@@ -582,7 +582,7 @@ def test_failed_runs_are_told_and_tried_again(folder: Path, processes: Processes
     assert not (folder / "reevaluation/s/winner.yml").exists()
     assert call("--seeds 3 --top 2") == 1
     out, err = capsys.readouterr()
-    assert "2 of 6 runs FAILED; the same command tries them again" in err
+    assert "2 of 6 runs FAILED; run the same command to repeat them" in err
     assert "many lines\nthe reason\n" in err
     assert "| 1 | 0 | 1 | 105 | 100 to 110 | 105 | 100 | 110 | 2 |" in out  # of three seeds the first and the third
     processes.failing_seeds = set()
@@ -627,7 +627,7 @@ def test_an_interrupt_stops_the_processes_and_keeps_what_is_finished(
 
     monkeypatch.setattr(time, "sleep", interrupt)
     assert call("--seeds 4 --jobs 2") == 130
-    assert "interrupted; finished runs are kept, the same command goes on" in capsys.readouterr().err
+    assert "interrupted; finished runs are kept, run the same command to continue" in capsys.readouterr().err
     assert all(process.poll() is not None for process in processes.processes)
     kept = sorted(path.parent.name for path in folder.rglob("result.json"))
     assert kept == [f"seed_{FIRST}", f"seed_{SECOND}"]
@@ -671,11 +671,11 @@ def test_no_password_is_stored(folder: Path, processes: Processes, monkeypatch: 
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        ("--top 0", "argument --top: '0' is no positive integer"),
-        ("--jobs 0", "argument --jobs: '0' is no positive integer"),
+        ("--top 0", "argument --top: '0' is not a positive integer"),
+        ("--jobs 0", "argument --jobs: '0' is not a positive integer"),
         ("--seeds 1", "argument --seeds: 1 seed has no spread: at least 2"),
         ("--first-seed -1", "argument --first-seed"),
-        ("--eval-episodes 0", "argument --eval-episodes: '0' is no positive integer"),
+        ("--eval-episodes 0", "argument --eval-episodes: '0' is not a positive integer"),
     ],
 )
 def test_wrong_options_are_named(more: str, message: str, processes: Processes, capsys: pytest.CaptureFixture[str]) -> None:
@@ -688,7 +688,7 @@ def test_wrong_options_are_named(more: str, message: str, processes: Processes, 
 
 def test_what_is_wrong_with_the_study_is_one_line(processes: Processes) -> None:
     study_of("vpg", [1.0])
-    with pytest.raises(SystemExit, match=r"^python -m sb3_pg.zoo reevaluate: trial 0 has no '.*': it is none of her_ddpg"):
+    with pytest.raises(SystemExit, match=r"^python -m sb3_pg.zoo reevaluate: trial 0 has no '.*': it is not a trial of her_ddpg"):
         call("--algo her_ddpg")
     with pytest.raises(SystemExit, match="has no study 't'; it has 's'"):
         main(["--storage", "s.log", "--study-name", "t"])

@@ -17,7 +17,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState
 
 from sb3_pg.zoo import workers
-from sb3_pg.zoo.workers import Watch, alive, fail_dead_trials, place, started
+from sb3_pg.zoo.workers import HeartbeatMonitor, fail_dead_trials, heartbeat, host_id, process_start_time
 
 STEPS_OF_A_LONG_TRIAL = 10_000_000
 
@@ -120,42 +120,42 @@ def test_a_killed_worker_does_not_stop_the_others(storage: str, tmp_path: Path) 
 
 def test_a_process_is_alive_until_it_ends() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    begun = started(child.pid)
+    begun = process_start_time(child.pid)
     if begun is None:
         pytest.skip("there is no /proc here")
     child.send_signal(signal.SIGKILL)
-    wait_for(lambda: started(child.pid) is None, "the child is dead")  # not collected yet, a zombie
+    wait_for(lambda: process_start_time(child.pid) is None, "the child is dead")  # not collected yet, a zombie
     child.communicate()
-    assert started(child.pid) is None
-    assert started(os.getpid()) is not None
+    assert process_start_time(child.pid) is None
+    assert process_start_time(os.getpid()) is not None
 
 
 def test_a_worker_of_this_machine_is_dead_with_its_process() -> None:
-    if place() is None:
+    if host_id() is None:
         pytest.skip("there is no /proc here")
-    own = [place(), os.getpid(), started(os.getpid())]
-    watch = Watch(clock=lambda: 0.0)
-    assert not watch.is_dead("s", 0, {workers._WORKER: own})
-    assert watch.is_dead("s", 0, {workers._WORKER: [place(), os.getpid(), "0"]})  # another process had this number before
+    own = [host_id(), os.getpid(), process_start_time(os.getpid())]
+    monitor = HeartbeatMonitor(clock=lambda: 0.0)
+    assert not monitor.is_dead("s", 0, {workers._WORKER: own})
+    assert monitor.is_dead("s", 0, {workers._WORKER: [host_id(), os.getpid(), "0"]})  # another process had this number before
 
 
 def test_a_worker_elsewhere_is_dead_when_it_has_been_silent_for_long() -> None:
     now = 0.0
-    watch = Watch(clock=lambda: now)
+    monitor = HeartbeatMonitor(clock=lambda: now)
     of = {workers._WORKER: ["elsewhere", 1, "1"]}
-    assert not watch.is_dead("s", 3, of)
+    assert not monitor.is_dead("s", 3, of)
     now = workers.PATIENCE
-    assert not watch.is_dead("s", 3, of)
-    assert not watch.is_dead("s", 3, {**of, workers._COUNT: 1})  # heard of it again
+    assert not monitor.is_dead("s", 3, of)
+    assert not monitor.is_dead("s", 3, {**of, workers._COUNTER: 1})  # heard of it again
     now += workers.PATIENCE + 1
-    assert not watch.is_dead("another study", 3, {**of, workers._COUNT: 1})
-    assert watch.is_dead("s", 3, {**of, workers._COUNT: 1})
+    assert not monitor.is_dead("another study", 3, {**of, workers._COUNTER: 1})
+    assert monitor.is_dead("s", 3, {**of, workers._COUNTER: 1})
 
 
 def test_trials_of_other_programs_are_left_alone() -> None:
     study = optuna.create_study()
     study.ask()
-    assert not Watch(clock=lambda: 1e9).is_dead("s", 0, {})
+    assert not HeartbeatMonitor(clock=lambda: 1e9).is_dead("s", 0, {})
     assert fail_dead_trials(study) == []
     assert study.trials[0].state == TrialState.RUNNING
 
@@ -165,9 +165,9 @@ def test_a_worker_counts_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None
     trial = study.ask()
 
     def count() -> int:
-        return int(study.trials[0].system_attrs.get(workers._COUNT, 0))
+        return int(study.trials[0].system_attrs.get(workers._COUNTER, 0))
 
-    with contextlib.suppress(KeyError), alive(trial, interval=0.01):
+    with contextlib.suppress(KeyError), heartbeat(trial, interval=0.01):
         wait_for(lambda: count() > 2, "counts")
         monkeypatch.setattr(trial.storage, "set_trial_system_attr", lambda *_: 1 / 0)  # out of reach
         time.sleep(0.05)
@@ -178,19 +178,19 @@ def test_a_worker_counts_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None
     after = count()
     time.sleep(0.05)
     assert count() == after
-    assert study.trials[0].system_attrs[workers._WORKER] == [place(), os.getpid(), started(os.getpid())]
+    assert study.trials[0].system_attrs[workers._WORKER] == [host_id(), os.getpid(), process_start_time(os.getpid())]
 
 
 def test_a_trial_that_somebody_else_failed_first_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     study = optuna.create_study()
     trial = study.ask()
-    trial.storage.set_trial_system_attr(trial._trial_id, workers._WORKER, [place(), os.getpid(), "0"])
+    trial.storage.set_trial_system_attr(trial._trial_id, workers._WORKER, [host_id(), os.getpid(), "0"])
 
     def is_dead(*_: Any) -> bool:
         study.tell(trial.number, state=TrialState.FAIL)
         return True
 
-    watch = Watch()
-    monkeypatch.setattr(watch, "is_dead", is_dead)
-    assert fail_dead_trials(study, watch) == []
+    monitor = HeartbeatMonitor()
+    monkeypatch.setattr(monitor, "is_dead", is_dead)
+    assert fail_dead_trials(study, monitor) == []
     assert study.trials[0].state == TrialState.FAIL

@@ -1,1 +1,1 @@
-"""``python -m sb3_pg.zoo reevaluate``: the best trials of a study trained anew on fresh seeds, ranked, the winner as yml."""
+"""``python -m sb3_pg.zoo reevaluate``: retrain the best trials of a study on fresh seeds and rank them."""

@@ -1,4 +1,4 @@
-"""From a trial to an entry of a yml file in the zoo's format that trains the same."""
+"""Turn a trial into an entry of a yml file in the zoo's format that trains with the same hyperparameters."""
 
 import argparse
 import contextlib
@@ -17,64 +17,68 @@ from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER
 from rl_zoo3.utils import ALGOS
 from torch import nn, optim
 
-from sb3_pg.zoo.reevaluate.study import Task
+from sb3_pg.zoo.reevaluate.study import TrainingConfig
 
-# The zoo evaluates strings under these keys as Python.
+# Keys whose strings the zoo evaluates as Python expressions.
 EVALUATED = ("policy_kwargs", "replay_buffer_class", "replay_buffer_kwargs")
-# Keys that a trial may have and no constructor: the zoo makes an object of them.
+# Keys of a trial that are not constructor arguments: the zoo builds an object from them.
 _OF_THE_ZOO = {"noise_type", "noise_std"}
 
 
-def base_entry(task: Task) -> dict[str, Any]:
+def base_entry(config: TrainingConfig) -> dict[str, Any]:
     """
-    Read the hyperparameters below those of the trials, as the zoo does.
+    Read the hyperparameters that the trials override, as the zoo does.
 
-    :param task: says where they are
-    :return: the entry of the environment, with what the command line put in the place of its values
+    :param config: training configuration of the study
+    :return: the entry of the environment, with the overrides of the command line
     :raises ValueError: there is no such algorithm, environment, file or entry
     """
-    if task.algo not in ALGOS:
-        raise ValueError(f"--algo: the zoo has no {task.algo!r}, but {', '.join(ALGOS)}")
+    if config.algo not in ALGOS:
+        raise ValueError(f"--algo: the zoo has no {config.algo!r}, but {', '.join(ALGOS)}")
     try:
-        for package in task.gym_packages:
+        for package in config.gym_packages:
             importlib.import_module(package)
-        if task.env not in gym.envs.registry:
+        if config.env not in gym.envs.registry:
             raise ValueError(
-                f"--env: there is no environment {task.env!r}; --gym-packages imports packages that register some"
+                f"--env: there is no environment {config.env!r}; --gym-packages imports packages that register some"
             )
-        manager: Any = ExperimentManager(argparse.Namespace(), task.algo, task.env, "", config=task.conf)
+        manager: Any = ExperimentManager(argparse.Namespace(), config.algo, config.env, "", config=config.conf)
         with contextlib.redirect_stdout(io.StringIO()):
             entry, _ = manager.read_hyperparameters()
     except (OSError, ImportError) as error:
         raise ValueError(f"{error}: pass -conf or --gym-packages, or change to the folder that the study ran in") from error
-    changes: dict[str, Any] = {"env_kwargs": task.env_kwargs} if task.env_kwargs else {}
-    if task.n_timesteps > 0:
-        changes["n_timesteps"] = task.n_timesteps
-    if "n_timesteps" not in (base := {**entry, **task.params, **changes}):
-        raise ValueError(f"the hyperparameters of {task.env} do not say how long to train: pass -n")
+    changes: dict[str, Any] = {"env_kwargs": config.env_kwargs} if config.env_kwargs else {}
+    if config.n_timesteps > 0:
+        changes["n_timesteps"] = config.n_timesteps
+    if "n_timesteps" not in (base := {**entry, **config.params, **changes}):
+        raise ValueError(f"the hyperparameters of {config.env} do not say how long to train: pass -n")
     return base
 
 
-def entry_of(trial: optuna.trial.FrozenTrial, task: Task, base: dict[str, Any]) -> dict[str, Any]:
+def trial_entry(trial: optuna.trial.FrozenTrial, config: TrainingConfig, base: dict[str, Any]) -> dict[str, Any]:
     """
-    :param trial: of a study
-    :param task: what it was trained on
-    :param base: as of :func:`base_entry`
-    :return: the base with what the trial drew in the place of its values, as plain data of yml
-    :raises ValueError: the trial is of another algorithm, or something in it cannot be written in yml
+    :param trial: trial of a study
+    :param config: training configuration of the study
+    :param base: result of :func:`base_entry`
+    :return: the base entry, overridden by the sampled values of the trial, as plain yml data
+    :raises ValueError: the trial is of another algorithm, or a value cannot be written in yml
     """
-    if task.algo not in HYPERPARAMS_CONVERTER:
-        raise ValueError(f"--algo: the zoo cannot tune {task.algo}")
+    if config.algo not in HYPERPARAMS_CONVERTER:
+        raise ValueError(f"--algo: the zoo cannot tune {config.algo}")
     try:
-        drawn = HYPERPARAMS_CONVERTER[task.algo](dict(trial.params))
+        drawn = HYPERPARAMS_CONVERTER[config.algo](dict(trial.params))
     except KeyError as error:
-        raise ValueError(f"trial {trial.number} has no {error}: it is none of {task.algo}, pass the right --algo") from error
-    unknown = drawn.keys() - inspect.signature(ALGOS[task.algo]).parameters.keys() - _OF_THE_ZOO
+        raise ValueError(
+            f"trial {trial.number} has no {error}: it is not a trial of {config.algo}, pass the right --algo"
+        ) from error
+    unknown = drawn.keys() - inspect.signature(ALGOS[config.algo]).parameters.keys() - _OF_THE_ZOO
     if unknown:
-        raise ValueError(f"{task.algo} takes no {', '.join(sorted(unknown))}, which trial {trial.number} has: pass --algo")
+        raise ValueError(
+            f"{config.algo} does not take {', '.join(sorted(unknown))}, which trial {trial.number} has: pass --algo"
+        )
     merged = {**base, **drawn}
-    text = to_yml(task.env, merged)
-    entry: dict[str, Any] = yaml.safe_load(text)[task.env]
+    text = to_yml(config.env, merged)
+    entry: dict[str, Any] = yaml.safe_load(text)[config.env]
     return entry
 
 
@@ -82,8 +86,8 @@ def to_yml(env: str, entry: dict[str, Any]) -> str:
     """
     :param env: id of the environment
     :param entry: its hyperparameters
-    :return: text of a yml file with this one entry
-    :raises ValueError: one of them cannot be written there
+    :return: text of a yml file with this entry
+    :raises ValueError: a value cannot be written in yml
     """
     plain = {key: _plain(key, value) for key, value in entry.items()}
     return yaml.safe_dump({env: plain}, sort_keys=False, width=float("inf"))
@@ -96,7 +100,7 @@ def _plain(key: str, value: object) -> object:
         written = yaml.safe_load(yaml.safe_dump(value))
     except yaml.YAMLError:
         written = None
-    # The zoo makes a tuple of a list (`train_freq`); nothing else may change on the way.
+    # The zoo turns a list into a tuple (`train_freq`). Everything else must survive the round trip.
     if written != (list(value) if isinstance(value, tuple) else value):
         raise ValueError(f"{key} cannot be written in a yml file: {value!r}")
     return value
@@ -104,14 +108,14 @@ def _plain(key: str, value: object) -> object:
 
 def expression(value: object) -> str:
     """
-    :param value: a class of torch, or anything with a literal, also in dicts, lists and tuples
-    :return: Python text that the zoo evaluates to it
-    :raises ValueError: there is no such text
+    :param value: a class of torch or a literal, possibly nested in dicts, lists and tuples
+    :return: Python expression that the zoo evaluates to the value
+    :raises ValueError: there is no such expression
     """
     text = _expression(value)
     try:
         same = eval(text, dict(vars(rl_zoo3.exp_manager))) == value
-    except Exception:  # Whatever its repr is, it is no expression.
+    except Exception:  # its repr is not an expression
         same = False
     if not same:
         raise ValueError(f"the zoo cannot read {value!r} from a yml file")
@@ -135,8 +139,8 @@ def _expression(value: object) -> str:
 
 def _name(cls: type) -> str:
     """
-    :param cls: of torch, or imported by the module of the zoo that evaluates the text
-    :return: what it is called there
+    :param cls: class of torch, or of a name that the evaluating module of the zoo imports
+    :return: name of the class in that module
     """
     if getattr(nn, cls.__name__, None) is cls:
         return f"nn.{cls.__name__}"

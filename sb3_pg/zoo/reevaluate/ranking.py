@@ -1,4 +1,4 @@
-"""Trials ranked by what their fresh seeds reached, with bootstrap intervals: pure numpy."""
+"""Rank trials by the rewards of fresh seeds, with bootstrap intervals: pure numpy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,24 +7,24 @@ import numpy as np
 import numpy.typing as npt
 
 N_BOOTSTRAP = 10_000
-# Below this the resampled means of a trial have no spread to speak of.
+# With fewer seeds the resampled means have no spread.
 MIN_SEEDS = 2
 
 
 @dataclass(frozen=True)
 class Row:
     """
-    A trial and what became of it.
+    A ranked trial.
 
-    :param rank: 1 is the best
-    :param trial: its number
-    :param value: what the study says
-    :param mean: over the seeds
+    :param rank: rank, 1 is the best
+    :param trial: number of the trial
+    :param value: value in the study
+    :param mean: mean reward over the seeds
     :param low: lower end of the 95% interval of the mean
-    :param high: its upper end
-    :param median: over the seeds
-    :param min: of the seeds
-    :param max: of the seeds
+    :param high: upper end of the 95% interval of the mean
+    :param median: median over the seeds
+    :param min: lowest reward of a seed
+    :param max: highest reward of a seed
     :param p_winner_higher: bootstrap probability that the winner's mean is higher than this one's; ties count half
     :param rewards: mean reward of the final policy of each seed
     """
@@ -44,8 +44,8 @@ class Row:
 
 def bootstrap_means(rewards: Sequence[float]) -> npt.NDArray[np.float64]:
     """
-    :param rewards: ``[S]``, one for each seed
-    :return: ``[N_BOOTSTRAP]``, means of S draws with replacement; the same for the same rewards, in whatever company they are
+    :param rewards: ``[S]``, mean reward of each seed
+    :return: ``[N_BOOTSTRAP]``, means of S draws with replacement; a function of the rewards alone
     """
     drawn = np.random.default_rng(0).integers(len(rewards), size=(N_BOOTSTRAP, len(rewards)))
     means: npt.NDArray[np.float64] = np.asarray(rewards, dtype=np.float64)[drawn].mean(axis=1)
@@ -54,9 +54,9 @@ def bootstrap_means(rewards: Sequence[float]) -> npt.NDArray[np.float64]:
 
 def probability_higher(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.float64]) -> float:
     """
-    :param ours: ``[B]``, resampled means
-    :param theirs: ``[B]``
-    :return: share of all pairs in which ours is higher; a tie counts half
+    :param ours: ``[B]``, resampled means of one trial
+    :param theirs: ``[B]``, resampled means of another trial
+    :return: share of all pairs in which ours is higher; ties count half
     """
     ordered = np.sort(theirs)
     below = np.searchsorted(ordered, ours, side="left") + np.searchsorted(ordered, ours, side="right")
@@ -65,9 +65,9 @@ def probability_higher(ours: npt.NDArray[np.float64], theirs: npt.NDArray[np.flo
 
 def rank(values: Mapping[int, float], rewards: Mapping[int, Mapping[int, float]]) -> list[Row]:
     """
-    :param values: trial -> what the study says, best first
+    :param values: trial -> value in the study, best first
     :param rewards: trial -> seed -> mean reward of the final policy
-    :return: trials with at least two seeds, the highest mean first; where it is the same, in the order of the study
+    :return: trials with at least two seeds, highest mean first; ties in the order of the study
     """
     ranked = [trial for trial in values if len(rewards.get(trial, {})) >= MIN_SEEDS]
     ranked.sort(key=lambda trial: -np.mean(list(rewards[trial].values())))

@@ -1,4 +1,4 @@
-"""The measurement: the same episodes for every estimator, and a reference gradient from many others."""
+"""The measurement: the same episodes for all estimators, and a reference gradient from many other episodes."""
 
 import math
 import sys
@@ -13,37 +13,37 @@ from stable_baselines3.common.utils import LinearSchedule
 
 from sb3_pg.diagnose.estimators import DEFAULT_ESTIMATORS, Estimator
 from sb3_pg.diagnose.moments import Reference, summarize
-from sb3_pg.diagnose.policies import Environment, Policy, Task, env_name, new_policy, saved_policy, state_arrays
+from sb3_pg.diagnose.policies import Environment, Policy, SamplingConfig, env_name, new_policy, saved_policy, state_arrays
 from sb3_pg.diagnose.results import Measurement
 from sb3_pg.diagnose.sampling import Estimates, Job, Sampler, concatenate, one_thread, run_jobs
 from sb3_pg.vpg.vpg import VPG
 
-# Environment steps for each estimator, and the number of estimates at which short episodes stop.
+# Environment steps per estimator, and the maximum number of estimates where episodes are short.
 DEFAULT_BUDGET = 200_000
 _MAX_DEFAULT_BATCHES = 200
-# A variance from fewer estimates would say little.
+# With fewer estimates the variance would be too uncertain.
 _MIN_DEFAULT_BATCHES = 20
-# Batches of the reference for each batch of an estimator.
+# Estimates of the reference gradient for each estimate of an estimator.
 REFERENCE_FACTOR = 4
-# The reference must be unbiased whatever the episodes are. The optimal baseline is a ratio of sums over the other episodes,
-# whose denominator can come close to zero if they are few.
+# The reference must be unbiased in all cases. The optimal baseline is a ratio of sums over the other episodes, whose
+# denominator can be close to zero if there are only a few.
 _REFERENCES = (
     (5, Estimator("reward_to_go", "optimal")),
     (2, Estimator("reward_to_go", "mean")),
     (1, Estimator("reward_to_go", "none")),
 )
-# Steps that a critic is fitted on, by VPG's own code.
+# Environment steps on which a critic is fitted, by VPG's own code.
 DEFAULT_CRITIC_STEPS = 20_480
 _CRITIC_ENVIRONMENTS = 8
 _CRITIC_OPTIONS = {
     "learning_rate": 0.0,
     "n_steps": 128,
-    # Falling, so that the noise of the targets averages out, but not to zero, which it would be in a last or only rollout.
+    # Decreasing, so that the noise of the targets averages out, but not to zero: a single rollout would not learn at all.
     "value_learning_rate": LinearSchedule(1e-2, 1e-3, 1.0),
     "n_value_updates": 50,
     "value_batch_size": 256,
 }
-# A critic is judged on whole episodes that it was not fitted to.
+# The critic is evaluated on held-out whole episodes.
 _CRITIC_TEST_OPTIONS = {
     "learning_rate": 0.0,
     "n_episodes": 5 * _CRITIC_ENVIRONMENTS,
@@ -51,9 +51,9 @@ _CRITIC_TEST_OPTIONS = {
     "n_value_updates": 0,
 }
 _PILOT_BATCHES = 4
-# Pieces into which the work on an estimator is cut, for the processes and the progress bar.
+# Number of jobs per estimator, for the processes and the progress bar.
 _CHUNKS = 20
-# Where each kind of experience gets its seeds from: no two share an episode.
+# Spawn keys of the seeds for each kind of experience: no two share an episode.
 _PILOT, _CRITIC, _CRITIC_TEST, _REFERENCE, _MEASURED, _BOOTSTRAP = range(6)
 
 Progress = Callable[[str, int, int], None]
@@ -80,36 +80,37 @@ def measure(
     on_result: Callable[[Measurement], None] | None = None,
 ) -> list[Measurement]:
     """
-    Measure how good estimators of the policy gradient are: variance, signal-to-noise ratio, bias, and direction.
+    Measure the quality of policy-gradient estimators: variance, signal-to-noise ratio, bias, and direction.
 
-    All estimators see the same episodes, so each estimate takes the same number of environment steps whatever the estimator.
-    The reference gradient is the mean of reward-to-go estimates with a leave-one-out baseline, which is unbiased, over
-    other episodes; a critic is fitted on others again. Random generators are re-seeded. Episodes must end: an environment that
-    goes on for ever needs a ``TimeLimit``.
+    All estimators see the same episodes, so their estimates take the same number of environment steps. The reference gradient
+    is the mean of many reward-to-go estimates with a leave-one-out baseline, which are unbiased, from other episodes. A critic
+    is fitted on yet other episodes. Random generators are re-seeded. Episodes must end: an environment without end needs a
+    ``TimeLimit`` wrapper.
 
     :param env: id of the environment, or a function that makes it
     :param model: zip file of a saved VPG, A2C, PPO, ...; ``None``: a new policy
-    :param estimators: names as in ``reward_to_go+mean``, ``n_step:5+value``, ``gae:0.97+value``; ``None``: all kinds. Without
-        ``discount_gradient`` and with ``gamma < 1`` those of the total return have another target and are left out
-    :param n_batches: number of estimates by each estimator; ``None``: as many as the budget allows
-    :param budget: environment steps for the estimates of each estimator. If neither is given, 200,000 steps, but between 20
+    :param estimators: names such as ``reward_to_go+mean``, ``n_step:5+value``, ``gae:0.97+value``; ``None``: the default
+        estimators. With ``gamma < 1`` and without ``discount_gradient``, those of the total return are left out, because they
+        estimate another gradient
+    :param n_batches: number of estimates per estimator; ``None``: as many as the budget allows
+    :param budget: environment steps per estimator; if neither this nor ``n_batches`` is given, 200,000 steps, but between 20
         and 200 estimates
     :param reference_batches: number of estimates whose mean is the reference, ``None``: four times ``n_batches``
-    :param n_episodes: episodes in an estimate
-    :param gamma: discount factor, ``None``: the model's own, 0.99 for a new policy
+    :param n_episodes: episodes per estimate
+    :param gamma: discount factor, ``None``: that of the model, 0.99 for a new policy
     :param discount_gradient: measure estimators of the gradient of ``E[sum_t gamma^t r_t]``; otherwise of the usual expression
-        without ``gamma^t`` before step t
-    :param critic_steps: environment steps on which the critic is fitted, ``None``: 20,480, or 0 if a saved model has a critic
-        for this ``gamma``
-    :param policy: name of a new policy, such as ``"LinearPolicy"``; ``None``: by the kind of the observations
+        without the factor ``gamma^t`` of step t
+    :param critic_steps: environment steps on which the critic is fitted, ``None``: 20,480, or 0 if a saved model has a
+        critic for this ``gamma``
+    :param policy: alias of a new policy, such as ``"LinearPolicy"``; ``None``: by the observation space
     :param vec_normalize: file with the statistics of the ``VecNormalize`` wrapper that a saved model was trained with
     :param env_kwargs: keyword arguments of the environment
-    :param seed: seed of everything
-    :param n_jobs: number of processes; the results do not depend on it
-    :param progress: called with what is being done, how much of it is done, and how much there is
-    :param on_result: called with each measurement as soon as it is there
+    :param seed: seed of all random generators
+    :param n_jobs: number of processes, without influence on the results
+    :param progress: called with a description of the current step, the amount of work done, and the total amount
+    :param on_result: called with each measurement as soon as it is available
     :return: one measurement for each estimator
-    :raises ValueError: options that exclude one another or are out of range, or a model that does not fit
+    :raises ValueError: conflicting or invalid options, or a model that does not fit the environment
     """
     if model is not None and policy is not None:
         raise ValueError(f"policy={policy!r} is for a new policy, and model={str(model)!r} has its own: leave out one of them")
@@ -124,7 +125,7 @@ def measure(
         seed=(seed, 0),
         n_jobs=(n_jobs, 1),
     )
-    task = Task(
+    config = SamplingConfig(
         env=env,
         env_kwargs=dict(env_kwargs or {}),
         vec_normalize=None if vec_normalize is None else Path(vec_normalize),
@@ -138,27 +139,27 @@ def measure(
         discount_gradient=discount_gradient,
     )
     with one_thread():
-        subject = new_policy(task, policy, seed) if model is None else saved_policy(task, Path(model), gamma)
-        chosen = _choose(estimators, subject.task)
-        study = _Study(subject, chosen, critic_steps, seed, n_jobs, progress or _no_progress)
+        subject = new_policy(config, policy, seed) if model is None else saved_policy(config, Path(model), gamma)
+        chosen = _choose(estimators, subject.config)
+        run = _MeasurementRun(subject, chosen, critic_steps, seed, n_jobs, progress or _no_progress)
         results = []
-        for result in study.run(n_batches, budget, reference_batches):
+        for result in run.run(n_batches, budget, reference_batches):
             results.append(result)
             if on_result is not None:
                 on_result(result)
     return results
 
 
-class _Study:
+class _MeasurementRun:
     """
     One call of :func:`measure`.
 
-    :param policy: policy
-    :param estimators: what to measure
-    :param critic_steps: environment steps for the critic, ``None``: as needed
-    :param seed: seed of everything
+    :param policy: the policy to be measured
+    :param estimators: the estimators
+    :param critic_steps: environment steps on which the critic is fitted, ``None``: as needed
+    :param seed: seed of all random generators
     :param n_jobs: number of processes
-    :param progress: called with what is being done, how much of it is done, and how much there is
+    :param progress: see :func:`measure`
     """
 
     def __init__(
@@ -172,18 +173,18 @@ class _Study:
     ) -> None:
         self.policy, self.estimators = policy, estimators
         self.seed, self.n_jobs, self.progress = seed, n_jobs, progress
-        self.reference = next(estimator for least, estimator in _REFERENCES if policy.task.n_episodes >= least)
+        self.reference = next(estimator for least, estimator in _REFERENCES if policy.config.n_episodes >= least)
         wanted = (0 if policy.has_critic else DEFAULT_CRITIC_STEPS) if critic_steps is None else critic_steps
         self.uses_critic = any(estimator.baseline == "value" for estimator in estimators)
         self.critic_steps = wanted if self.uses_critic else 0
         self.explained_variance: float | None = None
 
     def run(self, n_batches: int | None, budget: int | None, reference_batches: int | None) -> Iterator[Measurement]:
-        """Measure one estimator after the other."""
-        sampler = Sampler(self.policy.task)
+        """Measure the estimators one after the other."""
+        sampler = Sampler(self.policy.config)
         try:
             for estimator in self.estimators:
-                sampler.model(estimator)  # raises if VPG does not know the combination, before any work is done
+                sampler.model(estimator)  # raises before any work is done if VPG rejects the combination
             if n_batches is None:
                 n_batches = self._number_of_batches(sampler, budget)
             m_batches = REFERENCE_FACTOR * n_batches if reference_batches is None else reference_batches
@@ -197,7 +198,7 @@ class _Study:
     def _measure(self, sampler: Sampler, n_batches: int, m_batches: int) -> Iterator[Measurement]:
         plan = [(self.reference, _REFERENCE, m_batches), *((e, _MEASURED, n_batches) for e in self.estimators)]
         jobs = [self._jobs(*item) for item in plan]
-        # Closed at once, and the processes with it, if this is not run to its end.
+        # Closes the generator, and with it the processes, even if the caller stops early.
         with closing(run_jobs(sampler, [job for piece in jobs for job in piece], self.n_jobs)) as results:
             reference = Reference(self._gather(islice(results, len(jobs[0])), "reference gradient", m_batches).gradients)
             for estimator, piece in zip(self.estimators, jobs[1:], strict=True):
@@ -205,18 +206,18 @@ class _Study:
                 yield self._describe(estimator, estimates, reference)
 
     def _describe(self, estimator: Estimator, estimates: Estimates, reference: Reference) -> Measurement:
-        task = self.policy.task
+        config = self.policy.config
         uses_critic = estimator.baseline == "value"
         summary = summarize(estimates.gradients, reference, np.random.default_rng([self.seed, _BOOTSTRAP]))
         return Measurement(
-            env=env_name(task.env),
+            env=env_name(config.env),
             policy=self.policy.label,
             estimator=estimator.weight_name,
             baseline=estimator.baseline,
             **summary._asdict(),
-            gamma=task.gamma,
-            discount_gradient=task.discount_gradient,
-            n_episodes=task.n_episodes,
+            gamma=config.gamma,
+            discount_gradient=config.discount_gradient,
+            n_episodes=config.n_episodes,
             n_batches=len(estimates.steps),
             steps=float(estimates.steps.mean()),
             critic_steps=self.critic_steps if uses_critic else 0,
@@ -244,7 +245,7 @@ class _Study:
         return int(np.random.SeedSequence(self.seed, spawn_key=(stream, index)).generate_state(1)[0] >> 1)
 
     def _number_of_batches(self, sampler: Sampler, budget: int | None) -> int:
-        """As many estimates as the budget allows, by the length of the episodes of a few."""
+        """Number of estimates within the budget, from the episode lengths of a few pilot estimates."""
         seeds = [self._seed(_PILOT, index) for index in range(_PILOT_BATCHES)]
         self.progress("length of episodes", 0, _PILOT_BATCHES)
         steps = sampler.draw(Job(self.reference, seeds)).steps.mean()
@@ -253,32 +254,32 @@ class _Study:
             return int(np.clip(DEFAULT_BUDGET // steps, _MIN_DEFAULT_BATCHES, _MAX_DEFAULT_BATCHES))
         if budget < 2 * steps:
             raise ValueError(
-                f"budget={budget} is less than two estimates of {self.policy.task.n_episodes} episodes, which take about "
-                f"{steps:.0f} steps each: raise budget, or lower n_episodes"
+                f"budget={budget} is too small for two estimates of {self.policy.config.n_episodes} episodes, which take "
+                f"about {steps:.0f} steps each: raise budget, or lower n_episodes"
             )
         return int(budget // steps)
 
-    def _with_critic(self) -> Task:
-        """Fit the critic where it needs it, on experience of its own, and see how good it is."""
-        task = self.policy.task
-        env = task.make_environments(_CRITIC_ENVIRONMENTS)
+    def _with_critic(self) -> SamplingConfig:
+        """Fit the critic if necessary, on experience of its own, and evaluate it."""
+        config = self.policy.config
+        env = config.make_environments(_CRITIC_ENVIRONMENTS)
         try:
             if self.critic_steps > 0:
                 self.progress("critic", 0, self.critic_steps)
-                model = self._learn(task.make_model(env, **_CRITIC_OPTIONS), _CRITIC, self.critic_steps)
+                model = self._learn(config.make_model(env, **_CRITIC_OPTIONS), _CRITIC, self.critic_steps)
                 self.critic_steps = model.num_timesteps
                 self.progress("critic", self.critic_steps, self.critic_steps)
-                task = task._replace(parameters=state_arrays(model))
-            model = self._learn(task.make_model(env, **_CRITIC_TEST_OPTIONS), _CRITIC_TEST, 1)
+                config = config._replace(parameters=state_arrays(model))
+            model = self._learn(config.make_model(env, **_CRITIC_TEST_OPTIONS), _CRITIC_TEST, 1)
             self.explained_variance = float(model.logger.name_to_value["train/explained_variance"])
         finally:
             env.close()
-        return task
+        return config
 
     def _learn(self, model: VPG, stream: int, steps: int) -> VPG:
-        """Train: with the learning rate 0 the policy stays what it is, and with a joint loss the critic too."""
+        """Train with learning rate 0: the policy does not change, nor does the critic if both share an optimizer."""
         model.set_random_seed(self._seed(stream, 0))
-        # The logger forgets what it has written: it shall not write.
+        # No log output, which would clear the logger.
         return model.learn(steps, log_interval=sys.maxsize)
 
 
@@ -286,26 +287,26 @@ def _no_progress(what: str, done: int, total: int) -> None:
     del what, done, total
 
 
-def _choose(names: Sequence[str] | None, task: Task) -> list[Estimator]:
+def _choose(names: Sequence[str] | None, config: SamplingConfig) -> list[Estimator]:
     """
-    :raises ValueError: an unknown name, one that is there twice, none at all, or a total return whose target is another
+    :raises ValueError: an unknown or repeated name, no name at all, or a total return that estimates another gradient
     """
-    same_target = task.discount_gradient or task.gamma == 1
+    same_target = config.discount_gradient or config.gamma == 1
     if names is None:
         chosen = [Estimator.parse(name) for name in DEFAULT_ESTIMATORS]
         return [
             estimator
             for estimator in chosen
             if (same_target or estimator.weight != "total_return")
-            and (task.n_episodes > 1 or estimator.baseline not in ("mean", "optimal"))
+            and (config.n_episodes > 1 or estimator.baseline not in ("mean", "optimal"))
         ]
     chosen = [Estimator.parse(name) for name in names]
     if not chosen or len(set(chosen)) < len(chosen):
-        raise ValueError(f"estimators={list(names)} must name at least one, and none twice")
+        raise ValueError(f"estimators={list(names)} must contain at least one name, and none twice")
     if not same_target and any(estimator.weight == "total_return" for estimator in chosen):
         raise ValueError(
             "the total return estimates the gradient of the discounted objective, the others do not with "
-            f"discount_gradient=False and gamma={task.gamma}: leave it out, or use discount_gradient=True or gamma=1"
+            f"discount_gradient=False and gamma={config.gamma}: leave it out, or use discount_gradient=True or gamma=1"
         )
     return chosen
 

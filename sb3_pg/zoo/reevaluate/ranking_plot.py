@@ -1,4 +1,4 @@
-"""The picture: what fresh seeds reached, beside what the study says."""
+"""Figure of the ranking: rewards of the fresh seeds, and values in the study."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,17 +7,17 @@ from matplotlib.figure import Figure
 
 from sb3_pg.zoo.reevaluate.ranking import Row
 
-_BLUE, _ORANGE = "#0072B2", "#D55E00"  # Okabe and Ito's, which people with any kind of colour vision can tell apart
+_BLUE, _ORANGE = "#0072B2", "#D55E00"  # colours of Okabe and Ito, safe for colour-blind readers
 
 
 def draw(rows: Sequence[Row], title: str, path: Path) -> Figure:
     """
-    Write the picture.
+    Draw the figure and save it.
 
-    :param rows: one or more, best first
-    :param title: what was trained
-    :param path: file to write; its ending chooses the format
-    :return: what it shows
+    :param rows: one or more rows, best first
+    :param title: title of the figure
+    :param path: file to write; the suffix selects the format
+    :return: the figure
     """
     figure = Figure(figsize=(8, 0.5 * len(rows) + 2), layout="constrained")
     axes = figure.subplots()
