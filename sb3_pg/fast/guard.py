@@ -109,7 +109,8 @@ class Selection:
         self._policy, self._originals, self._options = algorithm.policy, originals, options
         self._class, self._values = type(algorithm), self._values_of(algorithm)
         self._fingerprint = Fingerprint(algorithm.policy)
-        self.path = build(algorithm) if self._fingerprint.is_plain and not self._overrides(algorithm) else None
+        self._overridden = self._overrides(algorithm)
+        self.path = build(algorithm) if self._fingerprint.is_plain and not self._overridden else None
 
     def is_current(self, algorithm: Any) -> bool:
         """
@@ -120,7 +121,8 @@ class Selection:
             algorithm.policy is self._policy
             and type(algorithm) is self._class
             and self._values_of(algorithm) == self._values
-            and (self.path is None or (self.path.originals.unchanged() and not self._overrides(algorithm)))
+            and self._overrides(algorithm) == self._overridden
+            and (self.path is None or self.path.originals.unchanged())
             and self._fingerprint.matches()
         )
 

@@ -1,6 +1,6 @@
-"""Networks in numpy give what the policy gives, and stand aside where they could not."""
+"""Actor and critic in numpy give what the policy gives, and stand aside where they could not."""
 
-import copy
+from types import SimpleNamespace
 from typing import Any
 
 import gymnasium as gym
@@ -12,9 +12,11 @@ from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticP
 from stable_baselines3.common.torch_layers import FlattenExtractor
 from torch import nn
 
-from sb3_pg import VPG, NStepA2C
+from sb3_pg import VPG, NStepA2C, fast
 from sb3_pg.common import losses
-from sb3_pg.fast.numpy_networks import NumpyNetworks, clip_gradient, numpy_networks
+from sb3_pg.common.on_policy import Batch
+from sb3_pg.fast.actor_critic import FastActorCritic
+from sb3_pg.fast.numpy_mlp import clip_gradient, flatten_observations
 from sb3_pg.vpg.policies import LinearPolicy
 
 VECTOR = spaces.Box(-1, 1, (3,))
@@ -36,10 +38,24 @@ def make(
     return policy
 
 
-def networks_of(policy: ActorCriticPolicy) -> NumpyNetworks:
-    networks = numpy_networks(policy)
-    assert networks is not None
-    return networks
+def algorithm_with(policy: ActorCriticPolicy, ent_coef: float = 0.0, vf_coef: float = 1.0) -> SimpleNamespace:
+    return SimpleNamespace(
+        policy=policy, action_space=policy.action_space, ent_coef=ent_coef, _resolved_vf_coef=vf_coef, max_grad_norm=None
+    )
+
+
+def fast_path_of(policy: ActorCriticPolicy, **options: float) -> FastActorCritic:
+    path = FastActorCritic.build(algorithm_with(policy, **options))
+    assert path is not None
+    return path
+
+
+def outputs_of(path: FastActorCritic, obs: np.ndarray) -> np.ndarray:
+    return path._actor.forward(flatten_observations(obs))[-1]
+
+
+def sample(path: FastActorCritic, obs: np.ndarray) -> np.ndarray:
+    return path.sample_actions(obs)[0]
 
 
 def bias_of(policy: ActorCriticPolicy) -> th.nn.Parameter:
@@ -69,7 +85,7 @@ NETWORKS: list[dict[str, Any]] = [
 def test_outputs_are_those_of_the_policy(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
     policy = make(action_space, **network)
     obs = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
-    outputs = networks_of(policy).policy_outputs(obs)
+    outputs = outputs_of(fast_path_of(policy), obs)
     if isinstance(action_space, spaces.Discrete):
         # Torch's logits are normalised.
         outputs = outputs - np.log(np.exp(outputs).sum(axis=1, keepdims=True))
@@ -82,27 +98,27 @@ def test_outputs_are_those_of_the_policy(action_space: gym.Space[Any], network: 
 def test_observations_of_any_shape_and_precision(space: spaces.Box) -> None:
     policy = make(CONTINUOUS, space)
     obs = np.stack([space.sample() for _ in range(5)])
-    assert networks_of(policy).policy_outputs(obs) == pytest.approx(expected_outputs(policy, obs), abs=1e-5)
+    assert outputs_of(fast_path_of(policy), obs) == pytest.approx(expected_outputs(policy, obs), abs=1e-5)
 
 
 def test_it_follows_updates_and_loaded_parameters() -> None:
     policy, other = make(), make()
     obs = np.ones((1, 3), dtype=np.float32)
-    networks = networks_of(policy)
-    before = networks.policy_outputs(obs)
+    path = fast_path_of(policy)
+    before = outputs_of(path, obs)
     policy.optimizer.zero_grad()
     policy.evaluate_actions(th.as_tensor(obs), th.zeros(1))[1].sum().backward()  # type: ignore[no-untyped-call]  # torch
     policy.optimizer.step()
-    assert not np.allclose(networks.policy_outputs(obs), before, atol=1e-6)
+    assert not np.allclose(outputs_of(path, obs), before, atol=1e-6)
     policy.load_state_dict(other.state_dict())
-    assert np.array_equal(networks.policy_outputs(obs), networks_of(other).policy_outputs(obs))
+    assert np.array_equal(outputs_of(path, obs), outputs_of(fast_path_of(other), obs))
 
 
 def test_the_observations_are_left_alone() -> None:
     obs = np.ones((2, 3), dtype=np.float32)
     # Without hidden layer, and with an activation that works in place.
     for arch in ([], [4]):
-        networks_of(make(net_arch=arch, activation_fn=nn.ReLU)).sample(obs)
+        sample(fast_path_of(make(net_arch=arch, activation_fn=nn.ReLU)), obs)
         assert np.array_equal(obs, np.ones((2, 3)))
 
 
@@ -110,7 +126,7 @@ def test_categorical_frequencies() -> None:
     policy = make()
     obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
     th.manual_seed(0)
-    actions = networks_of(policy).sample(obs)
+    actions = sample(fast_path_of(policy), obs)
     probabilities = np.exp(expected_outputs(policy, obs[:1])[0])
     frequencies = np.bincount(actions, minlength=4) / len(actions)
     assert np.all(np.abs(frequencies - probabilities) < 5 * np.sqrt(probabilities / len(actions)) + 1e-9)
@@ -120,7 +136,7 @@ def test_gaussian_moments() -> None:
     policy = make(CONTINUOUS, log_std_init=-0.5)
     obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
     th.manual_seed(0)
-    actions = networks_of(policy).sample(obs)
+    actions = sample(fast_path_of(policy), obs)
     std = np.exp(policy.log_std.detach().numpy())
     assert np.all(np.abs(actions.mean(axis=0) - expected_outputs(policy, obs[:1])[0]) < 5 * std / np.sqrt(len(actions)))
     assert actions.std(axis=0) == pytest.approx(std, rel=0.02)
@@ -131,7 +147,7 @@ def test_impossible_actions_are_never_drawn() -> None:
     policy = make(net_arch=[])
     with th.no_grad():
         bias_of(policy).copy_(th.tensor([-1e4, 0.0, 0.0, -1e4]))
-    actions = networks_of(policy).sample(np.zeros((10_000, 3), dtype=np.float32))
+    actions = sample(fast_path_of(policy), np.zeros((10_000, 3), dtype=np.float32))
     assert set(actions) == {1, 2}
 
 
@@ -144,15 +160,15 @@ def test_actions_are_those_of_the_policy(action_space: gym.Space[Any]) -> None:
     with th.no_grad():
         expected = policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
     th.manual_seed(3)
-    assert networks_of(policy).sample(obs) == pytest.approx(expected, abs=1e-5)
+    assert sample(fast_path_of(policy), obs) == pytest.approx(expected, abs=1e-5)
 
 
 def test_the_seed_of_the_algorithm_decides() -> None:
-    obs, networks = np.ones((4, 3), dtype=np.float32), networks_of(make())
+    obs, path = np.ones((4, 3), dtype=np.float32), fast_path_of(make())
     th.manual_seed(1)
-    first = networks.sample(obs)
+    first = sample(path, obs)
     th.manual_seed(1)
-    assert np.array_equal(first, networks.sample(obs))
+    assert np.array_equal(first, sample(path, obs))
 
 
 def test_broken_parameters_are_an_error() -> None:
@@ -160,7 +176,7 @@ def test_broken_parameters_are_an_error() -> None:
     with th.no_grad():
         bias_of(policy).fill_(float("nan"))
     with pytest.raises(ValueError, match="not finite"):
-        networks_of(policy).sample(np.ones((1, 3), dtype=np.float32))
+        sample(fast_path_of(policy), np.ones((1, 3), dtype=np.float32))
 
 
 class OwnExtractor(FlattenExtractor):
@@ -172,18 +188,6 @@ class OwnPolicy(ActorCriticPolicy):
 
     def extract_features(self, *args: Any, **kwargs: Any) -> Any:
         return super().extract_features(*args, **kwargs)
-
-
-def with_a_method_of_its_own() -> ActorCriticPolicy:
-    policy = make()
-    policy.predict_values = lambda obs: th.zeros(len(obs), 1)  # type: ignore[method-assign]  # what tests and users do
-    return policy
-
-
-def with_hook() -> ActorCriticPolicy:
-    policy = make()
-    policy.action_net.register_forward_hook(lambda *args: args[-1] * 0)
-    return policy
 
 
 IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
@@ -203,63 +207,69 @@ IMAGE = spaces.Box(0, 255, (36, 36, 1), np.uint8)
         make(features_extractor_class=OwnExtractor),
         make(policy_class=OwnPolicy),
         make().double(),
-        with_hook(),
-        with_a_method_of_its_own(),
     ],
     ids=lambda policy: (
         f"{type(policy).__name__}-{type(policy.observation_space).__name__}-{type(policy.action_space).__name__}"
     ),
 )
-def test_whatever_is_not_standard_acts_for_itself(policy: ActorCriticPolicy) -> None:
-    assert numpy_networks(policy) is None
+def test_other_policies_have_no_fast_path(policy: ActorCriticPolicy) -> None:
+    assert FastActorCritic.build(algorithm_with(policy)) is None
 
 
-def batch_of(policy: ActorCriticPolicy, size: int = 9) -> dict[str, th.Tensor]:
+def batch_of(policy: ActorCriticPolicy, size: int = 9, scale: float = 0.3) -> tuple[Batch, th.Tensor]:
     obs = th.randn(size, 3)
     with th.no_grad():
         actions = policy.get_distribution(obs).sample()
-    return {"obs": obs, "actions": actions, "weights": th.randn(size), "returns": th.randn(size)}
+    return Batch(obs, actions, th.randn(size), scale), th.randn(size)
+
+
+def gradients_of(policy: ActorCriticPolicy) -> list[np.ndarray]:
+    return [np.zeros(p.shape) if p.grad is None else p.grad.numpy().copy() for p in policy.parameters()]
+
+
+def assert_close(gradients: list[np.ndarray], expected: list[np.ndarray]) -> None:
+    """Relative to the size of all: rounding errors scale with what is summed up, not with the result."""
+    size = max(float(np.abs(array).max()) for array in expected)
+    for gradient, array in zip(gradients, expected, strict=True):
+        assert np.abs(gradient - array).max() <= 1e-4 * size
 
 
 @pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
 def test_gradients_and_losses_are_those_of_autograd(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
     policy = make(action_space, **network)
-    batch = batch_of(policy)
-    scale, ent_coef, vf_coef = 0.3, 0.2, 0.7
-    values, log_prob, entropy = policy.evaluate_actions(batch["obs"], batch["actions"])
-    policy_loss = losses.policy_gradient_loss(log_prob, batch["weights"], scale)
-    entropy_loss = losses.entropy_loss(entropy, log_prob, scale)
-    value_loss = losses.value_loss(values.flatten(), batch["returns"])
+    batch, targets = batch_of(policy)
+    ent_coef, vf_coef = 0.2, 0.7
+    values, log_prob, entropy = policy.evaluate_actions(batch.observations, batch.actions)
+    policy_loss = losses.policy_gradient_loss(log_prob, batch.weights, batch.scale)
+    entropy_loss = losses.entropy_loss(entropy, log_prob, batch.scale)
+    value_loss = losses.value_loss(values.flatten(), targets)
     loss = policy_loss + ent_coef * entropy_loss + vf_coef * value_loss
     expected = [g.numpy() for g in th.autograd.grad(loss, list(policy.parameters()))]
 
-    networks = networks_of(policy)
-    obs, actions, weights, returns = (tensor.numpy() for tensor in batch.values())
-    result = networks.differentiate_policy(obs, actions, weights, scale, ent_coef)
-    assert networks.differentiate_value_loss(obs, returns, vf_coef) == pytest.approx(value_loss.item(), rel=1e-5)
-    assert result.policy_loss == pytest.approx(policy_loss.item(), rel=1e-4, abs=1e-5)
-    assert result.entropy_loss == pytest.approx(entropy_loss.item(), rel=1e-5)
-    assert result.log_prob == pytest.approx(log_prob.detach().numpy(), abs=1e-5)
-    assert networks.log_prob(obs, actions) == pytest.approx(log_prob.detach().numpy(), abs=1e-5)
-    for parameter, gradient in zip(policy.parameters(), expected, strict=True):
-        assert parameter.grad is not None
-        assert parameter.grad.numpy() == pytest.approx(gradient, abs=1e-5)
+    path = fast_path_of(policy, ent_coef=ent_coef, vf_coef=vf_coef)
+    step = path.policy_gradient(batch, targets)
+    assert step.value_loss == pytest.approx(value_loss.item(), rel=1e-4)
+    assert step.policy_loss == pytest.approx(policy_loss.item(), rel=1e-4, abs=1e-4)
+    assert step.entropy_loss == pytest.approx(entropy_loss.item(), rel=1e-4)
+    assert step.log_prob == pytest.approx(log_prob.detach().numpy(), rel=1e-4, abs=1e-4)
+    assert path.action_log_prob(batch) == pytest.approx(log_prob.detach().numpy(), rel=1e-4, abs=1e-4)
+    assert step.grad_norm == pytest.approx(np.sqrt(sum((g**2).sum() for g in expected)), rel=1e-4)
+    assert_close(gradients_of(policy), expected)
 
 
 def test_policy_and_critic_are_differentiated_apart() -> None:
     """Each leaves the gradients of the other alone, and the norms add up."""
     policy = make(CONTINUOUS)
-    networks, batch = networks_of(policy), batch_of(policy)
-    obs, actions, weights, returns = (tensor.numpy() for tensor in batch.values())
-    networks.differentiate_policy(obs, actions, weights, 1.0, 0.0)
-    of_actor = networks.actor_gradient.copy()
+    path, (batch, targets) = fast_path_of(policy), batch_of(policy)
+    actor_norm = path.policy_gradient(batch).grad_norm
     assert policy.value_net.weight.grad is None
-    networks.differentiate_value_loss(obs, returns, 1.0)
-    assert np.array_equal(networks.actor_gradient, of_actor)
-    squares = [np.sum(part**2) for part in (networks.actor_gradient, networks.critic_gradient, networks.gradient)]
-    assert squares[0] + squares[1] == pytest.approx(squares[2], rel=1e-5)
-    assert min(squares) > 0
+    actor_gradients = gradients_of(policy)
+    _, critic_norm = path.value_gradient(batch.observations, targets)  # type: ignore[arg-type]  # a tensor
+    both = gradients_of(policy)
+    assert all(np.array_equal(a, b) for a, b in zip(actor_gradients, both, strict=True) if a.any())
+    assert actor_norm**2 + critic_norm**2 == pytest.approx(sum((g**2).sum() for g in both), rel=1e-4)
+    assert min(actor_norm, critic_norm) > 0
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 5.0, 50.0, None])
@@ -273,19 +283,6 @@ def test_clipping_is_that_of_torch(max_norm: float | None) -> None:
     assert gradient == pytest.approx([float(p.grad.item()) for p in parameters if p.grad is not None])
 
 
-def test_networks_know_whose_they_are() -> None:
-    policy = make()
-    networks = networks_of(policy)
-    assert networks.belong_to(policy)
-    assert not networks.belong_to(copy.deepcopy(policy))
-    assert not copy.deepcopy(networks).belong_to(policy)
-    bias_of(policy).requires_grad_(False)
-    assert not networks.belong_to(policy)
-    bias_of(policy).requires_grad_(True)
-    bias_of(policy).data = bias_of(policy).data.clone()
-    assert not networks.belong_to(policy)
-
-
 UPDATES: list[tuple[Any, dict[str, Any]]] = [
     (NStepA2C, {"n_steps": 8, "ent_coef": 0.01}),
     (NStepA2C, {"n_steps": 8, "value_learning_rate": 1e-3, "normalize_advantage": True}),
@@ -297,29 +294,14 @@ UPDATES: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("algorithm", "options"), UPDATES, ids=str)
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
-def test_training_is_the_same_by_either_path(
-    algorithm: Any, options: dict[str, Any], env: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    models, logged = [], []
-    for fast in (True, False):
-        with monkeypatch.context() as patch:
-            if not fast:
-                patch.setattr("sb3_pg.common.on_policy.numpy_networks", lambda _: None)
-            model = algorithm("MlpPolicy", env, seed=0, device="cpu", **options).learn(100)
-        assert (model._numpy_networks is not None) == fast
-        models.append(model)
-        logged.append({k: v for k, v in model.logger.name_to_value.items() if k.startswith("train/")})
-    for fast_parameter, parameter in zip(*(model.policy.parameters() for model in models), strict=True):
+def test_training_is_the_same_by_either_path(algorithm: Any, options: dict[str, Any], env: str) -> None:
+    model = algorithm("MlpPolicy", env, seed=0, device="cpu", **options)
+    assert model._fast_path() is not None
+    model.learn(100)
+    with fast.disabled():
+        reference = algorithm("MlpPolicy", env, seed=0, device="cpu", **options).learn(100)
+        assert reference._fast_path() is None
+    for fast_parameter, parameter in zip(model.policy.parameters(), reference.policy.parameters(), strict=True):
         assert fast_parameter.detach().numpy() == pytest.approx(parameter.detach().numpy(), abs=2e-4)
+    logged = [{k: v for k, v in m.logger.name_to_value.items() if k.startswith("train/")} for m in (model, reference)]
     assert logged[0] == pytest.approx(logged[1], rel=1e-2, abs=1e-3)
-
-
-def test_each_call_of_learn_looks_anew() -> None:
-    """A hook that came in between is heeded."""
-    model = NStepA2C("MlpPolicy", "CartPole-v1", seed=0, device="cpu").learn(10)
-    assert model._numpy_networks is not None
-    calls: list[int] = []
-    model.policy.action_net.register_forward_hook(lambda *_: calls.append(1))
-    model.learn(10)
-    assert model._numpy_networks is None
-    assert len(calls) >= 10
