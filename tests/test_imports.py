@@ -13,38 +13,24 @@ import sb3_pg
 PACKAGE = Path(sb3_pg.__file__).resolve().parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Layer of each module, lowest first; a longer name beats a shorter one, and any other folder of the package is an algorithm.
-# A module imports from the layers below and from its own.
-ARRAYS, TENSORS, TRAINING, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
+# Layer of each room, lowest first; any other folder of the package is an algorithm. A module imports from the layers below and
+# from its own room.
+ESTIMATORS, COMMON, ENGINE, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
 LAYERS = {
-    "sb3_pg.common.validation": ARRAYS,
-    "sb3_pg.estimators.returns": ARRAYS,
-    "sb3_pg.estimators.baselines": ARRAYS,
-    "sb3_pg.fast.gradients": ARRAYS,
-    "sb3_pg.common.losses": TENSORS,
-    "sb3_pg.common.tuning": TENSORS,
-    "sb3_pg.common.distributions": TENSORS,
-    "sb3_pg.fast.fused_mlp": TENSORS,
-    "sb3_pg.fast.optimizers": TENSORS,
-    "sb3_pg.fast.written_out": TENSORS,
-    "sb3_pg.common.buffers": TRAINING,
-    "sb3_pg.common.networks": TRAINING,
-    "sb3_pg.fast.numpy_networks": TRAINING,
-    "sb3_pg.fast.envs": TRAINING,
-    "sb3_pg.common.base": TRAINING,
-    "sb3_pg.common.on_policy": TRAINING,
-    "sb3_pg.common.off_policy": TRAINING,
-    "sb3_pg.common.actor_critic": TRAINING,
-    "sb3_pg.registry": REGISTRY,
-    "sb3_pg.diagnose": TOOL,
-    "sb3_pg.envs.envpool": TOOL,
-    "sb3_pg.zoo": TOOL,
+    "estimators": ESTIMATORS,
+    "common": COMMON,
+    "fast": ENGINE,
+    "envs": ENGINE,
+    "envpool": ENGINE,
+    "registry": REGISTRY,
+    "diagnose": TOOL,
+    "zoo": TOOL,
 }
 # What a layer may import from outside, besides the standard library; None is anything.
 ALLOWED = {
-    ARRAYS: {"numpy"},
-    TENSORS: {"numpy", "torch"},
-    TRAINING: {"numpy", "torch", "gymnasium", "stable_baselines3"},
+    ESTIMATORS: {"numpy"},
+    COMMON: {"numpy", "torch", "gymnasium", "stable_baselines3"},
+    ENGINE: {"numpy", "torch", "gymnasium", "stable_baselines3", "threadpoolctl", "envpool"},
     ALGORITHM: {"numpy", "torch", "gymnasium", "stable_baselines3", "optuna"},
     REGISTRY: {"optuna", "stable_baselines3"},
     TOOL: None,
@@ -58,17 +44,14 @@ def layer_of(module: str) -> int:
 
     :param module: Its dotted name.
     :return: Its layer.
-    :raises ValueError: It lies in ``sb3_pg.common`` or beside it and has no layer yet.
+    :raises ValueError: It lies beside the rooms and has no layer yet.
     """
-    if module in ("sb3_pg", "sb3_pg.common"):
+    room = module.split(".")[1] if "." in module else None
+    if room is None:
         return TOP
-    parts = module.split(".")
-    for end in range(len(parts), 1, -1):
-        if (name := ".".join(parts[:end])) in LAYERS:
-            return LAYERS[name]
-    if parts[1] == "common" or (PACKAGE / f"{parts[1]}.py").exists():
+    if room not in LAYERS and (PACKAGE / f"{room}.py").exists():
         raise ValueError(f"give {module} a layer in {Path(__file__).name}")
-    return ALGORITHM
+    return LAYERS.get(room, ALGORITHM)
 
 
 def name_of(path: Path) -> str:
@@ -96,9 +79,11 @@ def imports_of(source: str) -> Iterator[str]:
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
                 raise ValueError("write imports absolute, as everywhere else")
-            # `from sb3_pg.common import returns` imports sb3_pg.estimators.returns, `from sb3_pg import VPG` the top.
-            spread = node.module == "sb3_pg.common"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names) if spread else [node.module]
+            # `from sb3_pg import fast` imports sb3_pg.fast, `from sb3_pg import VPG` the top.
+            rooms = (
+                {alias.name for alias in node.names if (PACKAGE / alias.name).is_dir()} if node.module == "sb3_pg" else set()
+            )
+            yield from (f"sb3_pg.{room}" for room in rooms) if rooms else [node.module]
 
 
 def violations(module: str, source: str) -> list[str]:
@@ -116,7 +101,7 @@ def violations(module: str, source: str) -> list[str]:
         if top != "sb3_pg":
             allowed = ALLOWED[layer]
             return allowed is not None and top not in allowed | sys.stdlib_module_names
-        if layer == layer_of(name) == ALGORITHM:
+        if layer == layer_of(name) and layer in (ENGINE, ALGORITHM):
             return name.split(".")[1] != module.split(".")[1]
         return layer_of(name) > layer
 
@@ -133,9 +118,13 @@ def test_imports_run_one_way(path: Path) -> None:
     [
         ("sb3_pg.estimators.returns", "import torch as th"),
         ("sb3_pg.estimators.baselines", "def f():\n    from stable_baselines3.common.buffers import RolloutBuffer"),
-        ("sb3_pg.common.losses", "from sb3_pg.common import buffers"),
-        ("sb3_pg.common.losses", "import stable_baselines3"),
+        ("sb3_pg.estimators.returns", "from sb3_pg.common import buffers"),
+        ("sb3_pg.common.losses", "import optuna"),
+        ("sb3_pg.common.base", "from sb3_pg.fast import select"),
+        ("sb3_pg.common.off_policy", "from sb3_pg import fast"),
         ("sb3_pg.common.buffers", "from sb3_pg.vpg import vpg"),
+        ("sb3_pg.fast.mlp", "from sb3_pg.svg0.policies import GaussianActor"),
+        ("sb3_pg.fast.mlp", "from sb3_pg.envs.envpool import EnvPoolVecEnv"),
         ("sb3_pg.vpg.vpg", "import sb3_pg.svg0.policies"),
         ("sb3_pg.vpg.vpg", "from sb3_pg.registry import ALGOS"),
         ("sb3_pg.vpg.vpg", "from sb3_pg import VPG"),
