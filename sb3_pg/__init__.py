@@ -18,15 +18,6 @@ if TYPE_CHECKING:
 
 __all__ = ["HERDDPG", "SVG0", "VPG", "NStepA2C", "__version__", "register"]
 
-# Public name -> the module that defines it.
-_MODULES = {
-    "NStepA2C": "sb3_pg.nstep_a2c.nstep_a2c",
-    "SVG0": "sb3_pg.svg0.svg0",
-    "HERDDPG": "sb3_pg.her_ddpg.her_ddpg",
-    "VPG": "sb3_pg.vpg.vpg",
-    "register": "sb3_pg.zoo",
-}
-
 
 def __getattr__(name: str) -> object:
     """
@@ -41,10 +32,12 @@ def __getattr__(name: str) -> object:
 
         # Through the loader, not the file system: the package may lie in a zip file.
         value: object = (pkgutil.get_data(__name__, "version.txt") or b"").decode().strip()
-    elif name in _MODULES:
-        import importlib
+    elif name == "register":
+        from sb3_pg.zoo import register as value
+    elif name in __all__:
+        from sb3_pg.registry import ALGOS
 
-        value = getattr(importlib.import_module(_MODULES[name]), name)
+        value = next(row for row in ALGOS.values() if row.class_name == name).load_class()
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = value

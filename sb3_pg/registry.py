@@ -44,6 +44,11 @@ class Algorithm:
     converter: str
     yml: str
 
+    @property
+    def class_name(self) -> str:
+        """Name of the algorithm, under which the package offers it."""
+        return self.class_.partition(":")[2]
+
     def load_class(self) -> "type[BaseAlgorithm]":
         """
         Import the class of the algorithm.

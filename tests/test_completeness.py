@@ -1,5 +1,6 @@
 """An algorithm is more than its code: every part of each one is there, and the documents fit the files."""
 
+import ast
 import importlib.metadata
 import re
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from sb3_pg.registry import ALGOS, Algorithm
 
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
-NOT_ALGORITHMS = {"common", "diagnose", "zoo", "__pycache__"}
+NOT_ALGORITHMS = {"common", "diagnose", "envs", "estimators", "fast", "zoo", "__pycache__"}
 
 
 def folder_of(algorithm: Algorithm) -> str:
@@ -69,7 +70,7 @@ def exports(algorithm: Algorithm) -> bool:
     :param algorithm: Row of the registry.
     :return: Whether ``sb3_pg`` itself offers the class.
     """
-    name = algorithm.class_.partition(":")[2]
+    name = algorithm.class_name
     return name in sb3_pg.__all__ and getattr(sb3_pg, name) is algorithm.load_class()
 
 
@@ -81,7 +82,7 @@ def missing_parts(algorithm: Algorithm, lines_of_conftest: Mapping[str, Any]) ->
     :param lines_of_conftest: Small models of ``tests/conftest.py``.
     :return: One message for each missing part.
     """
-    key, folder, class_name = algorithm.key, folder_of(algorithm), algorithm.class_.partition(":")[2]
+    key, folder, class_name = algorithm.key, folder_of(algorithm), algorithm.class_name
     names = ("__init__", folder, "policies", "tuning")
     settings = yaml.safe_load("\n".join(lines_of(ROOT / "hyperparams" / algorithm.yml))) or {}
     rows = [line for line in lines_of(ROOT / "README.md") if line.startswith("|")]
@@ -119,6 +120,17 @@ def test_nothing_is_left_unregistered(algorithms: Mapping[str, Any]) -> None:
     assert folders == {folder_of(algorithm) for algorithm in ALGOS.values()}
     assert {path.name for path in (ROOT / "hyperparams").iterdir()} == {algorithm.yml for algorithm in ALGOS.values()}
     assert set(algorithms) == set(ALGOS)
+
+
+def test_public_names_are_those_of_the_registry() -> None:
+    """Both where Python looks, and where type checkers look."""
+    expected = {algorithm.class_name for algorithm in ALGOS.values()} | {"register"}
+    assert set(sb3_pg.__all__) == expected | {"__version__"}
+    tree = ast.parse(Path(sb3_pg.__file__).read_text(encoding="utf-8"))
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    assert {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names} == expected
+    with pytest.raises(AttributeError, match="no attribute 'PPO'"):
+        getattr(sb3_pg, "PPO")  # noqa: B009 # as a misspelt name would be
 
 
 def test_small_models_train(make_model: Callable[..., BaseAlgorithm]) -> None:

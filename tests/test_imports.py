@@ -21,7 +21,7 @@ LAYERS = {
     "common": COMMON,
     "fast": ENGINE,
     "envs": ENGINE,
-    "envpool": ENGINE,
+    "envpool": TOOL,  # the earlier place of envs.envpool
     "registry": REGISTRY,
     "diagnose": TOOL,
     "zoo": TOOL,
