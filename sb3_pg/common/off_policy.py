@@ -7,20 +7,18 @@ from abc import abstractmethod
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 import torch as th
 from stable_baselines3.common.off_policy_algorithm import OffPolicyAlgorithm
 from stable_baselines3.common.save_util import load_from_pkl
-from stable_baselines3.common.type_aliases import MaybeCallback, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import RolloutReturn, Schedule
 from stable_baselines3.common.utils import get_parameters_by_name, polyak_update, update_learning_rate
 from torch import nn
 
 from sb3_pg.common.base import PolicyGradientAlgorithm
 from sb3_pg.common.files import atomic_write
 from sb3_pg.common.validation import parse_schedule
-
-SelfOffPolicyBase = TypeVar("SelfOffPolicyBase", bound="OffPolicyBase")
 
 # In bfloat16, linear layers with fewer inputs or outputs are not worth it.
 MIN_REDUCED = 64
@@ -162,18 +160,6 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         if not rollout.continue_training:
             self._forget_observation()
         return rollout
-
-    def learn(
-        self: SelfOffPolicyBase,
-        total_timesteps: int,
-        callback: MaybeCallback = None,
-        log_interval: int = 4,
-        tb_log_name: str | None = None,
-        reset_num_timesteps: bool = True,
-        progress_bar: bool = False,
-    ) -> SelfOffPolicyBase:
-        name = type(self).__name__ if tb_log_name is None else tb_log_name
-        return super().learn(total_timesteps, callback, log_interval, name, reset_num_timesteps, progress_bar)
 
     def _setup_lr_schedule(self) -> None:
         super()._setup_lr_schedule()

@@ -1,7 +1,7 @@
 """DDPG with hindsight experience replay, with the details that make it work."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 import numpy as np
 import torch as th
@@ -12,6 +12,7 @@ from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.type_aliases import (
     DictReplayBufferSamples,
     GymEnv,
+    MaybeCallback,
     RolloutReturn,
     Schedule,
     TrainFreq,
@@ -29,6 +30,8 @@ from sb3_pg.her_ddpg.buffers import Array, HindsightReplayBuffer
 from sb3_pg.her_ddpg.fast import FastHERDDPG
 from sb3_pg.her_ddpg.policies import MultiInputPolicy
 from sb3_pg.her_ddpg.validation import ACTION_NOISE_STD, check_environment, check_options, default_gamma
+
+SelfHERDDPG = TypeVar("SelfHERDDPG", bound="HERDDPG")
 
 
 def td_target(
@@ -265,18 +268,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        """
-        Collect one cycle. Unlike SB3's loop it counts episodes over several environments.
-
-        :param env: training environments
-        :param callback: called after each vectorised step
-        :param train_freq: length of the cycle, see the class
-        :param replay_buffer: gets the transitions
-        :param action_noise: SB3's noise, or ``None``
-        :param learning_starts: until that many steps actions are uniformly random
-        :param log_interval: dump logs every so many episodes; ``None``: never
-        :return: numbers of steps and of finished episodes, and whether to go on
-        """
+        """Collect one cycle. All is as in SB3, except that episodes are counted over several environments."""
         self.policy.set_training_mode(False)
         n_steps, n_episodes = 0, 0
         wanted = train_freq.frequency * (1 if train_freq.unit == TrainFrequencyUnit.STEP else env.num_envs)
@@ -335,6 +327,17 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         return self.policy.unscale_action(scaled), scaled
 
     # ---- plumbing ----------------------------------------------------------------------------------------------------------
+
+    def learn(
+        self: SelfHERDDPG,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "HERDDPG",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfHERDDPG:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
         # The zoo's yml files have lists.

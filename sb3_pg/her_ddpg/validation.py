@@ -1,15 +1,14 @@
-"""What HERDDPG accepts, of options and of environments: one place for every check, each with the way out in its message."""
+"""Which options and environments HERDDPG accepts. Each message says what to change."""
 
 import copy
-import math
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 from gymnasium import spaces
 from stable_baselines3.common.type_aliases import TrainFreq
-from stable_baselines3.common.vec_env import VecEnv
+from stable_baselines3.common.vec_env import VecEnv, VecNormalize
 
-from sb3_pg.common.validation import is_number
+from sb3_pg.common.validation import check_choice, check_fraction, check_integer, check_non_negative, is_number
 from sb3_pg.her_ddpg.buffers import (
     Array,
     HindsightReplayBuffer,
@@ -18,9 +17,6 @@ from sb3_pg.her_ddpg.buffers import (
     compute_terminated,
     has_compute_terminated,
 )
-
-if TYPE_CHECKING:
-    from sb3_pg.her_ddpg.her_ddpg import HERDDPG
 
 KEYS = {"observation", "achieved_goal", "desired_goal"}
 TARGET_UPDATES = ("cycle", "step")
@@ -32,6 +28,29 @@ NOT_VECTORISED = (
     "it must take [B, ...] arrays of goals and answer for each row; compute norms with axis=-1, use np.where and & instead of "
     "if and and"
 )
+
+
+class Options(Protocol):
+    """The attributes of HERDDPG that are checked here."""
+
+    observation_space: spaces.Space[Any]
+    gamma: float | None
+    train_freq: Any
+    action_noise: Any
+    action_noise_std: float | None
+    replay_buffer_class: type[Any] | None
+    replay_buffer_kwargs: dict[str, Any]
+    policy_kwargs: dict[str, Any]
+    reward_range: tuple[float, float] | None
+    terminate_on_success: bool | None
+    target_update: str
+
+    @property
+    def env(self) -> VecEnv | None:
+        """Environments."""
+
+    def get_vec_normalize_env(self) -> VecNormalize | None:
+        """As in SB3."""
 
 
 class InfoAccessError(Exception):
@@ -51,7 +70,7 @@ class UnreadableInfo(dict[str, Any]):
         return UnreadableInfo, ()
 
 
-def check_options(algorithm: "HERDDPG") -> None:
+def check_options(algorithm: Options) -> None:
     """
     Check everything that does not depend on the environments.
 
@@ -74,7 +93,7 @@ def check_options(algorithm: "HERDDPG") -> None:
         raise ValueError("gamma=1 leaves no bound of the targets: pass gamma < 1, or reward_range=None for no clipping")
 
 
-def check_environment(algorithm: "HERDDPG") -> None:
+def check_environment(algorithm: Options) -> None:
     """
     Check that the environment can tell rewards in hindsight. It is asked for a few, and reset only if it cannot answer before.
 
@@ -139,7 +158,7 @@ def max_episode_steps(env: VecEnv) -> int | None:
     return next((int(value) for value in candidates if isinstance(value, (int, np.integer))), None)
 
 
-def _check_space(algorithm: "HERDDPG") -> None:
+def _check_space(algorithm: Options) -> None:
     space = algorithm.observation_space
     keys = set(space.spaces) if isinstance(space, spaces.Dict) else set()
     if keys != KEYS:
@@ -152,15 +171,12 @@ def _check_space(algorithm: "HERDDPG") -> None:
         raise ValueError(f"achieved and desired goals must have one shape, not those of {space}")
 
 
-def _check_ranges(algorithm: "HERDDPG") -> None:
+def _check_ranges(algorithm: Options) -> None:
     for name in ("tau", "random_eps", "gamma"):
-        value = getattr(algorithm, name)
-        if not (_is_number(value) and 0 <= value <= 1):
-            raise ValueError(f"{name}={value!r} must lie in [0, 1]")
+        check_fraction(name, getattr(algorithm, name))
     for name in ("action_l2", "action_noise_std"):
-        value = getattr(algorithm, name)
-        if not (_is_number(value) and 0 <= value < math.inf) and not (value is None and name == "action_noise_std"):
-            raise ValueError(f"{name}={value!r} must be a number of at least 0")
+        if getattr(algorithm, name) is not None or name == "action_l2":
+            check_non_negative(name, getattr(algorithm, name))
     for name, minimum in (
         ("buffer_size", 1),
         ("batch_size", 1),
@@ -168,26 +184,21 @@ def _check_ranges(algorithm: "HERDDPG") -> None:
         ("learning_starts", 0),
         ("gradient_steps", -1),
     ):
-        value = getattr(algorithm, name)
-        if not (isinstance(value, (int, np.integer)) and _is_number(value) and value >= minimum):
-            raise ValueError(f"{name}={value!r} must be an integer of at least {minimum}")
+        check_integer(name, getattr(algorithm, name), minimum)
     if algorithm.terminate_on_success not in (None, False, True):
         raise ValueError(f"terminate_on_success={algorithm.terminate_on_success!r} must be True, False or None")
 
 
-def _check_cycle(algorithm: "HERDDPG") -> None:
-    if algorithm.target_update not in TARGET_UPDATES:
-        raise ValueError(
-            f"target_update={algorithm.target_update!r} is unknown: choose one of {', '.join(map(repr, TARGET_UPDATES))}"
-        )
+def _check_cycle(algorithm: Options) -> None:
+    check_choice("target_update", algorithm.target_update, TARGET_UPDATES)
     frequency = algorithm.train_freq
     number = frequency.frequency if isinstance(frequency, TrainFreq) else frequency
     number = number[0] if isinstance(number, tuple) and len(number) == 2 else number
-    if not (isinstance(number, int) and _is_number(number) and number >= 1):
+    if not (isinstance(number, int) and is_number(number) and number >= 1):
         raise ValueError(f'train_freq={frequency!r} must be a positive number of steps, or such as (2, "episode")')
 
 
-def _check_buffer(algorithm: "HERDDPG") -> None:
+def _check_buffer(algorithm: Options) -> None:
     buffer_class = algorithm.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, HindsightReplayBuffer):
         raise ValueError(
@@ -202,17 +213,12 @@ def _check_buffer(algorithm: "HERDDPG") -> None:
 
 
 def _check_reward_range(reward_range: object) -> None:
-    is_pair = isinstance(reward_range, tuple) and len(reward_range) == 2 and all(map(_is_number, reward_range))
+    is_pair = isinstance(reward_range, tuple) and len(reward_range) == 2 and all(map(is_number, reward_range))
     if not is_pair or not reward_range[0] < reward_range[1]:  # type: ignore[index]  # a pair
         raise ValueError(f"reward_range={reward_range!r} must be (least, greatest), or None for targets without clipping")
 
 
-def _is_number(value: object) -> bool:
-    """Whether it is a real number; Python's bool counts as one elsewhere, but no option here means it."""
-    return is_number(value) and not math.isnan(value)
-
-
-def _probe(algorithm: "HERDDPG", env: VecEnv, space: spaces.Dict) -> None:
+def _probe(algorithm: Options, env: VecEnv, space: spaces.Dict) -> None:
     """Ask for the rewards of two goals that were reached and two that probably were not, together and one by one."""
     achieved, desired = _some_goals(space)
     _compare(env, "compute_reward", achieved, desired)

@@ -1,7 +1,7 @@
 """Stochastic value gradients of order zero."""
 
 from collections.abc import Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +10,7 @@ from gymnasium import spaces
 from stable_baselines3.common.buffers import ReplayBuffer
 from stable_baselines3.common.noise import ActionNoise
 from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.type_aliases import GymEnv, RolloutReturn, Schedule
+from stable_baselines3.common.type_aliases import GymEnv, MaybeCallback, RolloutReturn, Schedule
 from stable_baselines3.common.vec_env import VecEnv
 from torch import nn
 
@@ -31,6 +31,7 @@ from sb3_pg.svg0.validation import (
     resolve_target_entropy,
 )
 
+SelfSVG0 = TypeVar("SelfSVG0", bound="SVG0")
 Array = npt.NDArray[Any]
 
 
@@ -143,10 +144,8 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
     :param n_critics: number of critics; the smallest value counts
     :param ent_coef: weight of the entropy bonus; ``"auto"`` or ``"auto_0.1"`` to adapt it, from 1 or 0.1 on
     :param target_entropy: entropy that an automatic ``ent_coef`` aims at; minus the number of action dimensions if not given
-    :param qf_learning_rate: learning rate of the critics: constant, schedule, or ``"lin_1e-3"`` for linear decay to zero;
-        ``None``: ``learning_rate``
-    :param bf16: matrix products of the updates in bfloat16: half the time on processors with instructions for it, slightly
-        less exact
+    :param qf_learning_rate: learning rate of the critics, also a schedule or ``"lin_1e-3"``; ``None``: ``learning_rate``
+    :param bf16: matrix products of the updates in bfloat16, which takes half the time on processors with instructions for it
     :raises ValueError: options that exclude one another or are out of range; an unsupported action space
     """
 
@@ -286,16 +285,10 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         return self._lambda_returns(batch, rows, record)
 
     def _lambda_returns(self, batch: SequenceSamples, rows: list[th.Tensor], record: Record) -> th.Tensor:
-        """
-        An entropy bonus for the next state counts as part of the reward: then the same recursions serve, and with lambda = 0
-        the target is that of SAC.
-
-        :param rows: ``[S]`` each: values of the next states; with an entropy bonus, that of the next states; for Retrace,
-            values and log-densities of the stored samples
-        """
+        """``rows``, ``[S]`` each: next values; their entropy bonus, if any; for Retrace, values and densities of samples."""
         arrays = th.stack(rows).cpu().numpy().reshape(-1, *batch.rewards.shape)  # one transfer, [., T, B]
         rewards, ends = batch.rewards, (batch.terminated, batch.truncated)
-        if self.uses_entropy:
+        if self.uses_entropy:  # as part of the reward: the same recursions serve, and lambda = 0 gives the target of SAC
             rewards = rewards + np.float32(self.gamma) * arrays[1] * ~batch.terminated
         if self.resolved_correction == "retrace":  # Munos et al. 2016, eq. 3 and 4
             ratios = importance_ratios(arrays[-1], batch.log_probs)
@@ -387,11 +380,10 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
 
     def _policy_samples(self) -> tuple[FloatArray, FloatArray]:
         """Samples of the policy ``[N, A]``, and their log-density ``[N]``."""
-        assert self._last_obs is not None
         fast = self._fast_path()
         if fast is not None and (drawn := fast.sample(self._last_obs)) is not None:
             return drawn  # type: ignore[no-any-return]  # a pair
-        obs, _ = self.policy.obs_to_tensor(self._last_obs)
+        obs, _ = self.policy.obs_to_tensor(self._last_obs)  # type: ignore[arg-type]  # after a reset
         return self.actor.sample(obs)
 
     def _store_transition(self, replay_buffer: ReplayBuffer, *args: Any, **kwargs: Any) -> None:
@@ -399,7 +391,16 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         assert isinstance(replay_buffer, (SequenceReplayBuffer, SequenceDictReplayBuffer))
         replay_buffer.set_log_probs(self._log_probs)
 
-    # ---- plumbing ----------------------------------------------------------------------------------------------------------
+    def learn(
+        self: SelfSVG0,
+        total_timesteps: int,
+        callback: MaybeCallback = None,
+        log_interval: int = 4,
+        tb_log_name: str = "SVG0",
+        reset_num_timesteps: bool = True,
+        progress_bar: bool = False,
+    ) -> SelfSVG0:
+        return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
         self._automatic = resolve_options(self, self._automatic)

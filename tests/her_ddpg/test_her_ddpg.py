@@ -26,7 +26,7 @@ from stable_baselines3.common.utils import set_random_seed
 from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pg import HERDDPG
-from sb3_pg.her_ddpg import HindsightReplayBuffer, options
+from sb3_pg.her_ddpg import HindsightReplayBuffer, validation
 
 SMALL: dict[str, Any] = {
     "seed": 0,
@@ -125,7 +125,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"reward_range": (0, 1)}, ["reward_range", "-1.0"]),
     ({"action_noise": NormalActionNoise(np.zeros(2), np.ones(2)), "action_noise_std": 0.1}, ["action_noise", "None"]),
     ({"replay_buffer_class": HerReplayBuffer}, ["HerReplayBuffer", "HindsightReplayBuffer", "None"]),
-    *(({"replay_buffer_kwargs": {name: 1}}, [name, "own argument"]) for name in options.BUFFER_ARGUMENTS),
+    *(({"replay_buffer_kwargs": {name: 1}}, [name, "own argument"]) for name in validation.BUFFER_ARGUMENTS),
     ({"replay_buffer_kwargs": {"goal_selection_strategy": "past"}}, ["goal_selection_strategy", "'random'"]),
     ({"optimize_memory_usage": True}, ["optimize_memory_usage"]),
     ({"bf16": True}, ["bf16=True", "64 units"]),
@@ -512,7 +512,7 @@ def test_experience_that_does_not_fit(tmp_path: Path) -> None:
         bits.load_replay_buffer(path)
     other = tmp_path / "other.pkl"
     DDPG("MlpPolicy", "Pendulum-v1", buffer_size=10, device="cpu").save_replay_buffer(other)
-    with pytest.raises(ValueError, match="not a HindsightReplayBuffer"):
+    with pytest.raises(ValueError, match="needs a HindsightReplayBuffer"):
         make().load_replay_buffer(other)
 
 

@@ -276,7 +276,7 @@ def test_the_critic_takes_no_gradient_in_the_actors_step() -> None:
     model.learn(40)
     model.critic.optimizer.zero_grad()
     before = copy.deepcopy(model.critic.state_dict())
-    model._update_actor(model._sample_batch(8))
+    model._actor_step(model._sample_batch(8))
     assert all(p.grad is None for p in model.critic.parameters())
     assert all((before[key] == value).all() for key, value in model.critic.state_dict().items())
 
@@ -313,12 +313,13 @@ def test_a_shared_extractor_moves_once_per_target_update() -> None:
     kwargs = {"net_arch": [8], "features_extractor_class": LearnedExtractor, "share_features_extractor": True}
     model = make(policy_kwargs=kwargs, tau=0.25)
     with th.no_grad():
-        for p in model._targets():
-            p.zero_()
-        for p in model._trained():
-            p.fill_(1.0)
+        for network, target in model._target_networks():
+            for p in target.parameters():
+                p.zero_()
+            for p in network.parameters():
+                p.fill_(1.0)
     model._update_targets()
-    assert all((p == 0.25).all() for p in model._targets())
+    assert all((p == 0.25).all() for _, target in model._target_networks() for p in target.parameters())
 
 
 def test_losses_that_are_not_finite_are_errors() -> None:

@@ -433,7 +433,7 @@ def test_everything_is_logged(options: Options, further: set[str]) -> None:
 def test_what_is_logged_is_the_mean_over_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(gradient_steps=0).learn(30)
     values = iter([1.0, 2.0, 6.0])
-    monkeypatch.setattr(model, "_update", lambda *_: {"critic_loss": th.tensor(next(values))})
+    monkeypatch.setattr(model, "_update", lambda _: {"critic_loss": th.tensor(next(values))})
     captured = Captured()
     model.set_logger(Logger(folder=None, output_formats=[captured]))
     model.train(3, 16)

@@ -95,7 +95,7 @@ def test_one_configuration_is_sac(ent_coef: str | float, monkeypatch: pytest.Mon
     theirs.policy.load_state_dict(ours.policy.state_dict())
     batch = batch_of(ours, n_segments=32, length=1)
     assert theirs.replay_buffer is not None
-    monkeypatch.setattr(ours, "_next_batch", lambda *_: batch)
+    monkeypatch.setattr(ours, "_sample_batch", lambda *_: batch)
     monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, **__: sac_batch(batch))
     before = parameters_of(ours.policy)
     for model in (ours, theirs):
@@ -145,7 +145,7 @@ def test_without_noise_the_actor_update_is_that_of_ddpg(
             other.copy_(own)
     batch = batch_of(ours, n_segments=32, length=1)
     assert theirs.replay_buffer is not None
-    monkeypatch.setattr(ours, "_next_batch", lambda *_: batch)
+    monkeypatch.setattr(ours, "_sample_batch", lambda *_: batch)
     monkeypatch.setattr(theirs.replay_buffer, "sample", lambda *_, **__: sac_batch(batch))
     before = [p.detach().clone() for p in pairs]
     for model in (ours, theirs):
@@ -324,7 +324,7 @@ def test_the_actor_step_leaves_the_critic_alone(estimator: str, ent_coef: float)
     before, old = flat(model.critic), flat(model.actor)
     for parameter in model.policy.parameters():
         parameter.grad = None
-    model._update_actor(batch, model._draw(batch), th.tensor([ent_coef]), {})
+    model._actor_step(batch, model._draw(batch), th.tensor([ent_coef]), {})
     assert all(p.grad is None for p in model.critic.parameters())
     assert th.equal(flat(model.critic), before)
     assert not th.equal(flat(model.actor), old)
@@ -334,7 +334,7 @@ def test_the_critic_step_leaves_the_actor_and_the_targets_alone() -> None:
     model = collected()
     batch = batch_of(model)
     before, old = (flat(model.actor), flat(model.critic_target)), flat(model.critic)
-    model._update_critic(batch, th.zeros(batch.rewards.size), {})
+    model._critic_step(batch, th.zeros(batch.rewards.size), {})
     assert all(p.grad is None for p in model.actor.parameters())
     assert th.equal(flat(model.actor), before[0])
     assert th.equal(flat(model.critic_target), before[1])
@@ -366,15 +366,15 @@ def test_the_entropy_bonus_flows_through_the_sample(estimator: str, covariance: 
             parameter.zero_()
     batch = batch_of(model)
     bias: Any = model.actor.log_std.bias
-    step = step_of(bias, lambda: model._update_actor(batch, model._draw(batch), th.tensor([0.25]), {}))
+    step = step_of(bias, lambda: model._actor_step(batch, model._draw(batch), th.tensor([0.25]), {}))
     assert np.allclose(step, 0.25 * np.array(expected), atol=1e-5)
 
 
 class Quadratic(th.nn.Module):
     """In place of the critics: ``Q(s, a) = 3 - 2 |a - target|^2``."""
 
-    def values(self, _: th.Tensor, actions: th.Tensor, frozen: bool = False) -> th.Tensor:  # noqa: ARG002 # as QNetworks
-        return (3 - 2 * (actions - th.tensor([0.4, -0.2])).square().sum(dim=-1))[None]
+    def min_q(self, _: th.Tensor, actions: th.Tensor) -> th.Tensor:
+        return 3 - 2 * (actions - th.tensor([0.4, -0.2])).square().sum(dim=-1)
 
 
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
@@ -394,7 +394,7 @@ def test_the_actor_climbs_the_expectation_over_its_noise(estimator: str, monkeyp
     parts: Any = {"mu": model.actor.mu.bias, "log_std": model.actor.log_std.bias}
     before = {name: part.detach().clone() for name, part in parts.items()}
     th.manual_seed(0)
-    model._update_actor(batch, model._draw(batch), th.zeros(1), {})
+    model._actor_step(batch, model._draw(batch), th.zeros(1), {})
     for name, part in parts.items():
         # The likelihood-ratio estimate of one draw has a standard deviation of about 20 here.
         assert np.allclose((part.detach() - before[name]).numpy(), expected[name], atol=6 * 20 / np.sqrt(n_draws))
@@ -413,7 +413,7 @@ def test_draws_are_averaged() -> None:
         model.actor.load_state_dict(state)
         draws = model._draw(batch)
         samples = draws.policy.mean + draws.policy.stddev * chosen
-        model._update_actor(batch, draws._replace(samples=samples), th.zeros(1), {})
+        model._actor_step(batch, draws._replace(samples=samples), th.zeros(1), {})
         steps.append(flat(model.actor))
     assert th.allclose(steps[0], sum(steps[1:], th.zeros(())) / 3, atol=1e-6)
     assert not th.allclose(steps[0], steps[1], atol=1e-5)
@@ -424,7 +424,7 @@ def test_the_smallest_of_the_critics_counts() -> None:
     batch = batch_of(model)
     actions = th.rand(4, len(batch.samples), 2)
     with th.no_grad():
-        lowest = model._lowest(model.critic, batch.observations, actions)
+        lowest = model.critic.min_q(batch.observations, actions)
         one_by_one = [th.cat(model.critic(batch.observations, drawn), dim=1).min(dim=1)[0] for drawn in actions]
     assert th.allclose(lowest, th.stack(one_by_one), atol=1e-6)
 
@@ -436,7 +436,7 @@ def test_masked_steps_teach_nothing() -> None:
     assert unused.any()
     targets = th.arange(len(unused), dtype=th.float32)
     for model, noise in zip(models, (0.0, 1000.0), strict=True):
-        model._update_critic(batch, targets + noise * unused, {})
+        model._critic_step(batch, targets + noise * unused, {})
     assert th.equal(flat(models[0].critic), flat(models[1].critic))
 
 
@@ -459,10 +459,10 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
     seen: list[tuple[SequenceSamples, dict[str, th.Tensor], dict[str, th.Tensor]]] = []
     update = model._update
 
-    def recorded(batch: SequenceSamples, networks: Any = None) -> dict[str, th.Tensor]:
+    def recorded(batch: SequenceSamples) -> dict[str, th.Tensor]:
         before = parameters_of(model.policy)
         th.manual_seed(len(seen))
-        record = update(batch, networks)
+        record = update(batch)
         seen.append((batch, before, parameters_of(model.policy)))
         return record
 
@@ -483,7 +483,7 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
     twin.policy.load_state_dict(before)
     twin.actor.optimizer.load_state_dict(copy.deepcopy(twin_state(seen, 1)))
     th.manual_seed(1)
-    twin._update_actor(batch, twin._draw(batch), th.zeros(1), {})
+    twin._actor_step(batch, twin._draw(batch), th.zeros(1), {})
     assert all(th.allclose(value, after[f"actor.{name}"], atol=1e-6) for name, value in twin.actor.state_dict().items())
 
 
@@ -507,8 +507,8 @@ def test_replay_fits_the_critic_first() -> None:
     model._update(batch)
     th.manual_seed(0)
     draws = twin._draw(batch)
-    twin._update_critic(batch, twin._targets(batch, draws, th.zeros(1), {}), {})
-    twin._update_actor(batch, draws, th.zeros(1), {})
+    twin._critic_step(batch, twin._targets(batch, draws, th.zeros(1), {}), {})
+    twin._actor_step(batch, draws, th.zeros(1), {})
     assert th.equal(flat(model.actor), flat(twin.actor))
     assert th.equal(flat(model.critic), flat(twin.critic))
 

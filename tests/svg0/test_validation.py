@@ -219,7 +219,7 @@ def test_automatic_entropy(ent_coef: str, initial: float, target: Any, expected:
 def test_fixed_entropy(ent_coef: Any) -> None:
     model = make(ent_coef=ent_coef)
     assert model.log_ent_coef is None
-    assert model._fixed_ent_coef.item() == pytest.approx(float(ent_coef))
+    assert model._ent_coef_step(None, th.ones(1), {}).item() == pytest.approx(float(ent_coef))
     assert model.uses_entropy == (float(ent_coef) != 0)
 
 
@@ -233,6 +233,7 @@ def test_the_entropy_weight_moves_towards_its_target() -> None:
 
 EFFECTIVE: list[Options] = [
     {"learning_rate": 1e-2},
+    {"qf_learning_rate": "lin_1e-2"},
     {"buffer_size": 20},
     {"learning_starts": 20},
     {"batch_size": 24},
