@@ -1,16 +1,18 @@
-"""Whole updates, written out, against autograd."""
+"""The fast path against the reference: whole updates."""
 
 import copy
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
 import torch as th
 from goal_envs import point_envs
+from stable_baselines3.td3.policies import Actor
 
 from sb3_pg import HERDDPG
-from sb3_pg.fast.fused_mlp import MIN_ONEDNN_ROWS
-from sb3_pg.her_ddpg.policies import GoalActor
+from sb3_pg.fast import disabled
+from sb3_pg.fast.mlp import MIN_ONEDNN_ROWS
 
 Options = dict[str, Any]
 
@@ -20,10 +22,6 @@ def make(policy_kwargs: Options | None = None, **kwargs: Any) -> HERDDPG:
     network = {"net_arch": [16, 16], **(policy_kwargs or {})}
     options: Options = {"batch_size": 16, "gradient_steps": 3, "learning_rate": 1e-2, "seed": 0, "device": "cpu", **kwargs}
     return HERDDPG("MultiInputPolicy", point_envs(2), policy_kwargs=network, **options).learn(80)
-
-
-def is_written_out(model: HERDDPG) -> bool:
-    return model._networks(model.policy, model.bf16) is not None
 
 
 @pytest.mark.parametrize(
@@ -40,7 +38,7 @@ def is_written_out(model: HERDDPG) -> bool:
     ],
     ids=str,
 )
-def test_updates_are_those_of_autograd(options: Options, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_are_those_of_the_reference(options: Options, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(**options)
     batches = [model._sample_batch(batch_size) for _ in range(4)]
     state = copy.deepcopy(model.policy.state_dict())
@@ -50,23 +48,23 @@ def test_updates_are_those_of_autograd(options: Options, batch_size: int, monkey
         model.policy.load_state_dict(state)
         for part, optimizer in zip((model.actor, model.critic), optimizers, strict=True):
             part.optimizer.load_state_dict(copy.deepcopy(optimizer))
-        if plain:
-            model.actor.mu.register_forward_hook(lambda *_: None)
-        assert is_written_out(model) != plain
         rest = iter(batches)
         monkeypatch.setattr(model, "_sample_batch", lambda _, rest=rest: next(rest))
         model.logger.name_to_value.clear()
-        model.train(len(batches), batch_size)
+        with disabled() if plain else nullcontext():
+            assert (model._fast_path() is None) == plain
+            model.train(len(batches), batch_size)
         results.append((copy.deepcopy(model.policy.state_dict()), dict(model.logger.name_to_value)))
     (ours, our_log), (theirs, their_log) = results
     for name, value in theirs.items():
-        assert th.allclose(ours[name], value, atol=2e-4), name
+        # Adam amplifies rounding where a gradient is next to nothing.
+        assert (ours[name] - value).norm() <= 1e-3 * max((value - state[name]).norm(), 1e-3 * value.norm()), name
         assert "optimizer" in name or "normalizer" in name or not th.equal(value, state[name]), name
     for name in ("train/critic_loss", "train/q_value", "train/actor_loss"):
         assert our_log[name] == pytest.approx(their_log[name], rel=1e-3, abs=1e-5)
 
 
-class OtherActor(GoalActor):
+class OtherActor(Actor):
     """Of a user."""
 
 
@@ -84,24 +82,14 @@ EXCEPTIONS: dict[str, tuple[Options, Callable[[HERDDPG], object]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(EXCEPTIONS))
-def test_all_else_goes_by_autograd(name: str) -> None:
+def test_other_models_get_the_reference(name: str) -> None:
     policy_kwargs, change = EXCEPTIONS[name]
     model = make(policy_kwargs)
     change(model)
-    assert not is_written_out(model)
+    assert model._fast_path() is None
     before = copy.deepcopy(model.actor.state_dict())
     model.train(2, 16)
     assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
-
-
-def test_the_critic_gets_no_gradient_from_the_actors_loss() -> None:
-    model = make()
-    model.critic.optimizer.zero_grad()
-    before = copy.deepcopy(model.critic.state_dict())
-    with th.no_grad():
-        model._update_actor(model._sample_batch(8), model._networks(model.policy, False))
-    assert all(p.grad is None for p in model.critic.parameters())
-    assert all(th.equal(before[key], value) for key, value in model.critic.state_dict().items())
 
 
 @pytest.mark.parametrize("n_rows", [16, MIN_ONEDNN_ROWS])

@@ -1,8 +1,9 @@
-"""Whole updates, written out, against autograd; acting in numpy against the modules."""
+"""The fast path against the reference: whole updates, and acting in numpy."""
 
 import copy
 import itertools
 from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,8 @@ from stable_baselines3.common.torch_layers import FlattenExtractor
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from sb3_pg import SVG0
-from sb3_pg.fast.fused_mlp import MIN_ONEDNN_ROWS, FusedMLP
+from sb3_pg.fast import disabled
+from sb3_pg.fast.mlp import MIN_ONEDNN_ROWS
 from sb3_pg.svg0 import MlpPolicy
 from sb3_pg.svg0.policies import GaussianActor
 
@@ -36,19 +38,17 @@ def make(env_kwargs: Options | None = None, policy: Any = "MlpPolicy", **kwargs:
 
 
 def trained(model: SVG0, plain: bool, batch_size: int) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
-    """Parameters and what was logged after updates of a copy, by autograd or not."""
+    """Parameters, and what was logged, after updates by the reference or the fast path. The model itself stays as it was."""
     state, logged = copy.deepcopy(model.policy.state_dict()), model.logger.name_to_value
     optimizers = [copy.deepcopy(part.optimizer.state_dict()) for part in (model.actor, model.critic)]
     model._setup_entropy()
     logged.clear()
     np.random.seed(3)  # noqa: NPY002 # the generator that SB3 seeds
     th.manual_seed(3)
-    hook = model.policy.register_forward_hook(lambda *_: None) if plain else None
-    assert (model._written_out() is None) == plain
-    model.train(4, batch_size)
+    with disabled() if plain else nullcontext():
+        assert (model._fast_path() is None) == plain
+        model.train(4, batch_size)
     result = copy.deepcopy(model.policy.state_dict()), dict(logged)
-    if hook is not None:
-        hook.remove()
     model.policy.load_state_dict(state)
     for part, optimizer in zip((model.actor, model.critic), optimizers, strict=True):
         part.optimizer.load_state_dict(optimizer)
@@ -59,7 +59,8 @@ def check_both_ways(model: SVG0, batch_size: int = 32) -> None:
     before = copy.deepcopy(model.policy.state_dict())
     (ours, our_log), (theirs, their_log) = (trained(model, plain, batch_size) for plain in (False, True))
     for name, value in theirs.items():
-        assert th.allclose(ours[name], value, atol=2e-4), name
+        # Adam amplifies rounding where a gradient is next to nothing.
+        assert (ours[name] - value).norm() <= 1e-3 * max((value - before[name]).norm(), 1e-3 * value.norm()), name
     moved = [name for name in theirs if not th.equal(theirs[name], before[name])]
     assert any("actor" in name for name in moved)
     assert any("critic" in name for name in moved)
@@ -73,7 +74,7 @@ def check_both_ways(model: SVG0, batch_size: int = 32) -> None:
 @pytest.mark.parametrize("depends", [True, False])
 @pytest.mark.parametrize("squash", [True, False])
 @pytest.mark.parametrize("ent_coef", [0.0, 0.2, "auto"])
-def test_updates_are_those_of_autograd(covariance: str, depends: bool, squash: bool, ent_coef: Any) -> None:
+def test_updates_are_those_of_the_reference(covariance: str, depends: bool, squash: bool, ent_coef: Any) -> None:
     for n_samples, n_critics, on_policy in itertools.product((1, 3), (1, 2), (False, True)):
         check_both_ways(
             make(
@@ -91,12 +92,12 @@ def test_updates_are_those_of_autograd(covariance: str, depends: bool, squash: b
 @pytest.mark.parametrize("options", [{"td_lambda": 0.0}, {"td_lambda": 0.5, "off_policy_correction": "none"}], ids=str)
 @pytest.mark.parametrize("observation", ["box", "discrete", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize("on_policy", [False, True])
-def test_updates_are_those_of_autograd_for_all_vectors(options: Options, observation: str, on_policy: bool) -> None:
+def test_updates_are_those_of_the_reference_for_all_vectors(options: Options, observation: str, on_policy: bool) -> None:
     check_both_ways(make({"observation": observation}, on_policy=on_policy, **options))
 
 
 @pytest.mark.parametrize("name", ["tanh", "one_layer", "clamped", "sgd", "no_bound", "wide"])
-def test_updates_are_those_of_autograd_for_all_networks(name: str) -> None:
+def test_updates_are_those_of_the_reference_for_all_networks(name: str) -> None:
     variants: dict[str, Options] = {
         "tanh": {"activation_fn": th.nn.Tanh},
         "one_layer": {"net_arch": [16]},
@@ -141,11 +142,11 @@ EXCEPTIONS: dict[str, tuple[Options, Callable[[SVG0], object]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(EXCEPTIONS))
-def test_all_else_goes_by_autograd(name: str) -> None:
+def test_other_models_get_the_reference(name: str) -> None:
     options, change = EXCEPTIONS[name]
     model = make(**options)
     change(model)
-    assert model._written_out() is None
+    assert model._fast_path() is None
     before = copy.deepcopy(model.actor.state_dict())
     model.train(2, 16)
     assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
@@ -162,7 +163,7 @@ def test_a_hook_counts_from_the_next_update_on() -> None:
     seen.clear()
     model.train(1, 16)
     assert not seen
-    assert model._written_out() is not None
+    assert model._fast_path() is not None
 
 
 def test_a_model_that_was_copied_or_loaded_updates_its_own_networks(tmp_path: Any) -> None:
@@ -185,8 +186,7 @@ def test_numpy_draws_what_the_modules_draw(covariance: str, depends: bool) -> No
     model = make(covariance=covariance, state_dependent_covariance=depends, policy_kwargs={"log_std_init": 1.99})
     obs = np.stack([model.observation_space.sample() for _ in range(50)])
     model._last_obs = obs
-    _, actor = model._look_for_short_cuts()
-    assert actor is not None
+    assert model._fast_path() is not None
     th.manual_seed(5)
     samples, log_probs = model._policy_samples()
     th.manual_seed(5)
@@ -200,9 +200,9 @@ def test_numpy_draws_what_the_modules_draw(covariance: str, depends: bool) -> No
 
 def test_numpy_follows_updates_in_place() -> None:
     model = make()
-    _, actor = model._look_for_short_cuts()
+    fast = model._fast_path()
     model.train(3, 16)
-    assert model._look_for_short_cuts()[1] is actor
+    assert model._fast_path() is fast is not None
     obs = np.stack([model.observation_space.sample() for _ in range(5)])
     model._last_obs = obs
     th.manual_seed(5)
@@ -262,11 +262,11 @@ def test_standard_deviations_stay_float32_whatever_their_bound_is() -> None:
     assert model._policy_samples()[0].dtype == np.float32
 
 
-class OtherMLP(FusedMLP):
+class OtherMLP(th.nn.Sequential):
     """Of a user."""
 
-    def forward(self, x: th.Tensor, frozen: bool = False) -> th.Tensor:
-        return super().forward(x, frozen) + 70
+    def forward(self, x: th.Tensor) -> th.Tensor:
+        return super().forward(x) + 70  # type: ignore[no-any-return,no-untyped-call]  # torch
 
 
 class OtherPolicy(MlpPolicy):
@@ -288,7 +288,7 @@ def other_spread(model: SVG0) -> None:
 def test_other_parts_of_the_actor_act_by_themselves(change: Callable[[SVG0], object]) -> None:
     model = make()
     change(model)
-    assert model._look_for_short_cuts() == (None, None)
+    assert model._fast_path() is None
     model._last_obs = np.stack([model.observation_space.sample() for _ in range(300)])
     with th.no_grad():
         mean = model.actor.distribution(th.as_tensor(model._last_obs)).mean
@@ -298,11 +298,13 @@ def test_other_parts_of_the_actor_act_by_themselves(change: Callable[[SVG0], obj
 
 def test_a_policy_that_sees_other_observations_acts_by_itself() -> None:
     model = make(policy=OtherPolicy)
-    assert model._look_for_short_cuts()[1] is None
+    fast = model._fast_path()
+    assert fast is not None
+    assert fast.sample(np.zeros((2, 3), dtype=np.float32)) is None
 
 
 def test_images_and_dictionaries_act_through_the_policy() -> None:
-    assert make({"observation": "dict"}, policy="MultiInputPolicy")._look_for_short_cuts() == (None, None)
+    assert make({"observation": "dict"}, policy="MultiInputPolicy")._fast_path() is None
 
 
 def test_an_actor_that_is_not_finite_is_an_error() -> None:
