@@ -1,46 +1,80 @@
-"""The fused stack against ``nn.Sequential`` of the same modules."""
+"""Hand-derived gradients of stacks of linear layers against autograd's."""
 
 import copy
-from contextlib import nullcontext
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 import torch as th
-from graphs import is_fused
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from torch.nn.utils import parametrizations
 
-from sb3_pg.fast import fused_mlp
-from sb3_pg.fast.fused_mlp import (
+from sb3_pg.common.off_policy import MIN_REDUCED
+from sb3_pg.fast import torch_private
+from sb3_pg.fast.mlp import (
     FEW_COLUMNS,
     MIN_ONEDNN,
     MIN_ONEDNN_ROWS,
-    MIN_REDUCED,
-    FusedLinear,
-    FusedMLP,
-    Pass,
-    reduced_precision,
-    reducible,
+    MLP,
+    ForwardPass,
+    find_mlps,
+    fit_critics,
+    min_q,
+    min_q_gradient,
+    trains,
 )
-from sb3_pg.fast.optimizers import descend
+from sb3_pg.svg0.svg0 import critic_loss
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def stack(sizes: list[int], activation: type[nn.Module], last: type[nn.Module] | None = None) -> FusedMLP:
+def stack(sizes: list[int], activation: type[nn.Module], last: type[nn.Module] | None = None) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(len(sizes) - 1):
         modules.append(nn.Linear(sizes[i], sizes[i + 1]))
-        following = activation if i + 2 < len(sizes) else last
-        if following is not None:
-            modules.append(following())
-    return FusedMLP(*modules)
+        after = activation if i + 2 < len(sizes) else last
+        if after is not None:
+            modules.append(after())
+    return nn.Sequential(*modules)
+
+
+def mlp(network: nn.Module, reduced: bool = False) -> MLP:
+    found = find_mlps([network], reduced)
+    assert found is not None
+    return found[0]
 
 
 def gradients(network: nn.Module, x: th.Tensor, cotangent: th.Tensor) -> list[th.Tensor]:
-    return list(th.autograd.grad((network(x) * cotangent).sum(), [x, *network.parameters()]))
+    """Of the inputs and of all parameters, by autograd."""
+    leaf = x.clone().requires_grad_()
+    return list(th.autograd.grad((network(leaf)[: len(cotangent)] * cotangent).sum(), [leaf, *network.parameters()]))
+
+
+def is_close(ours: th.Tensor, theirs: th.Tensor, tolerance: float = 1e-4) -> bool:
+    """Relative to the size of the whole."""
+    return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max() + 1e-30)
+
+
+def check(network: nn.Sequential, x: th.Tensor, cotangent: th.Tensor) -> None:
+    """Output and gradients are those of autograd."""
+    grad_x, *expected = gradients(network, x, cotangent)
+    with th.no_grad():
+        forward = ForwardPass(mlp(network), x)
+        assert is_close(forward.output, network(x))
+        assert is_close(forward.input_gradient(cotangent), grad_x[: len(cotangent)])
+        assert is_close(
+            forward.input_gradient(cotangent, slice(x.shape[1] // 2, None)), grad_x[: len(cotangent), x.shape[1] // 2 :]
+        )
+        assert all(parameter.grad is None for parameter in network.parameters())
+        grad_inputs = forward.backward(cotangent.clone(), slice(None))
+    assert grad_inputs is not None
+    assert is_close(grad_inputs, grad_x[: len(cotangent)])
+    for parameter, gradient in zip(network.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        assert is_close(parameter.grad, gradient)
+        parameter.grad = None
 
 
 @settings(max_examples=60, deadline=None)
@@ -48,145 +82,94 @@ def gradients(network: nn.Module, x: th.Tensor, cotangent: th.Tensor) -> list[th
     sizes=st.lists(st.sampled_from([1, 2, 7, FEW_COLUMNS, FEW_COLUMNS + 5]), min_size=2, max_size=5),
     activation=st.sampled_from(sorted(ACTIVATIONS)),
     last=st.sampled_from(["", *sorted(ACTIVATIONS)]),
-    leading=st.lists(st.integers(1, 4), min_size=1, max_size=3),
+    n_rows=st.integers(1, 20),
+    n_used=st.integers(1, 20),
     seed=st.integers(0, 2**31),
 )
-def test_outputs_and_gradients_are_those_of_sequential(
-    sizes: list[int], activation: str, last: str, leading: list[int], seed: int
+def test_outputs_and_gradients_are_those_of_autograd(
+    sizes: list[int], activation: str, last: str, n_rows: int, n_used: int, seed: int
 ) -> None:
     th.manual_seed(seed)
     network = stack(sizes, ACTIVATIONS[activation], ACTIVATIONS.get(last))
-    plain = nn.Sequential(*network)
-    x = th.randn(*leading, sizes[0], requires_grad=True)
-    output = network(x)
-    assert th.allclose(output, plain(x), atol=1e-5)
-    assert output.shape == (*leading, sizes[-1])
-    cotangent = th.randn(output.shape)
-    for ours, theirs in zip(gradients(network, x, cotangent), gradients(plain, x, cotangent), strict=True):
-        assert ours.shape == theirs.shape
-        assert th.allclose(ours, theirs, atol=1e-4)
-    assert is_fused(network(x))
-
-
-def test_names_of_parameters_are_those_of_sequential() -> None:
-    network = stack([3, 4, 2], nn.ReLU)
-    assert list(network.state_dict()) == list(nn.Sequential(*network).state_dict())
-
-
-def test_frozen_sends_the_gradient_to_the_input_alone() -> None:
-    network = stack([3, 8, 2], nn.ReLU)
-    x = th.randn(5, 3, requires_grad=True)
-    network(x, frozen=True).sum().backward()
-    assert all(p.grad is None for p in network.parameters())
-    assert x.grad is not None
-    assert th.allclose(x.grad, th.autograd.grad(network(x).sum(), [x])[0])
-
-
-def test_an_input_without_gradient_gets_none() -> None:
-    network = stack([3, 8, 2], nn.ReLU)
-    network(th.randn(5, 3)).sum().backward()
-    assert all(p.grad is not None for p in network.parameters())
+    check(network, th.randn(n_rows, sizes[0]), th.randn(min(n_used, n_rows), sizes[-1]))
 
 
 def test_memory_of_the_input_is_left_alone() -> None:
-    network = FusedMLP(nn.Linear(3, 3), nn.ReLU())
+    network = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     x = th.randn(4, 3)
     before = x.clone()
-    network(x)
+    with th.no_grad():
+        ForwardPass(mlp(network), x).backward(th.ones(4, 3))
     assert th.equal(x, before)
 
 
-def test_a_change_of_what_the_gradient_needs_is_noticed() -> None:
-    network = stack([3, 8, 2], nn.ReLU)
-    output = network(th.randn(5, 3))
-    with th.no_grad():
-        next(network[2].parameters()).add_(1)
-    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
-        output.sum().backward()
+class OtherSequential(nn.Sequential):
+    """Of a user."""
 
 
-def test_a_second_derivative_is_an_error() -> None:
-    network = stack([3, 8, 1], nn.Tanh)
-    x = th.randn(5, 3, requires_grad=True)
-    with pytest.raises(RuntimeError, match="second derivative"):
-        th.autograd.grad(network(x).sum(), [x], create_graph=True)
+class OtherLinear(nn.Linear):
+    """Of a user."""
 
 
-def hooked() -> FusedMLP:
-    network = stack([3, 4, 2], nn.ReLU)
-    network[0].register_forward_hook(lambda _module, _args, output: output * 2)
-    return network
-
-
-def parametrised() -> FusedMLP:
-    network = stack([3, 4, 2], nn.ReLU)
-    parametrizations.weight_norm(network[0])
-    return network
+def shared() -> nn.Sequential:
+    layer = nn.Linear(3, 3)
+    return nn.Sequential(layer, nn.ReLU(), layer)
 
 
 @pytest.mark.parametrize(
     "make",
     [
-        hooked,
-        parametrised,
-        lambda: FusedMLP(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 2)),
-        lambda: FusedMLP(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
-        lambda: FusedMLP(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)),
-        lambda: FusedMLP(nn.ReLU(), nn.Linear(3, 2)),
-        lambda: FusedMLP(nn.Linear(3, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2)),
-        lambda: FusedMLP(nn.Linear(3, 2)).double(),
+        nn.Sequential,
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ELU(), nn.Linear(4, 1)),
+        lambda: nn.Sequential(nn.Linear(3, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.ReLU(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.ReLU(), nn.Linear(3, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Tanh(), nn.Linear(4, 2)),
+        lambda: nn.Sequential(nn.Linear(3, 4)).double(),
+        lambda: nn.Sequential(nn.Linear(3, 4)).requires_grad_(False),
+        lambda: nn.Linear(3, 4).double(),
+        lambda: nn.Linear(3, 4, bias=False),
+        lambda: OtherSequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 1)),
+        lambda: nn.Sequential(OtherLinear(3, 4)),
+        shared,
     ],
-    ids=["hook", "weight_norm", "elu", "no_bias", "layer_norm", "first_relu", "two_activations", "double"],
+    ids=[
+        *("empty", "elu", "no_bias", "layer_norm", "first_relu", "two_activations", "double", "frozen", "double_layer"),
+        *("layer_without_bias", "subclass", "layer_subclass", "shared"),
+    ],
 )
-@pytest.mark.parametrize("frozen", [False, True])
-def test_all_else_goes_the_plain_way(make: Any, frozen: bool) -> None:
-    network = make()
-    x = th.randn(5, 3, dtype=next(network.parameters()).dtype, requires_grad=True)
-    assert not is_fused(network(x))
-    output = network(x, frozen)
-    assert th.equal(output, nn.Sequential(*network)(x))
-    output.sum().backward()
-    assert x.grad is not None
-    assert all((p.grad is None) == frozen for p in network.parameters())
+def test_other_networks_are_not_found(make: Any) -> None:
+    assert find_mlps([nn.Linear(2, 2), make()]) is None
 
 
-def test_without_layers_it_is_the_identity() -> None:
-    x = th.randn(5, 3)
-    assert th.equal(FusedMLP()(x), x)
+def test_targets_may_be_frozen_and_single_layers_are_never_reduced() -> None:
+    assert find_mlps([nn.Sequential(nn.Linear(3, 4)).requires_grad_(False)], trained=False) is not None
+    found = find_mlps([nn.Sequential(nn.Linear(99, 99)), nn.Linear(99, 99)], reduced=True)
+    assert found is not None
+    assert [each.reduced for each in found] == [True, False]
 
 
-def test_autocast_goes_the_plain_way() -> None:
-    network, x = stack([3, 4, 2], nn.ReLU), th.randn(5, 3)
-    with th.autocast("cpu", dtype=th.bfloat16):
-        output = network(x)
-    assert output.dtype == th.bfloat16
-    output.float().sum().backward()
-
-
-@pytest.mark.parametrize("fused", [True, False])
-def test_descend_copes_with_transposed_gradients(fused: bool) -> None:
-    """The gradients of layers with few inputs come transposed, which a fused Adam would take for others."""
-    network = stack([3, 200, 2], nn.ReLU)
-    twin = nn.Sequential(*copy.deepcopy(network))
-    ours, theirs = (th.optim.Adam(n.parameters(), lr=0.01, fused=fused) for n in (network, twin))
-    for seed in range(5):
-        x = th.randn(16, 3, generator=th.Generator().manual_seed(seed))
-        descend(ours, network(x).square().sum(), list(network.parameters()))
-        theirs.zero_grad()
-        twin(x).square().sum().backward()
-        theirs.step()
-    for p, q in zip(network.parameters(), twin.parameters(), strict=True):
-        assert th.allclose(p, q, atol=1e-5)
+def test_an_optimizer_trains_a_network_if_it_has_exactly_its_parameters() -> None:
+    network = stack([3, 4, 2], nn.ReLU)
+    parameters = list(network.parameters())
+    assert trains(th.optim.SGD(parameters), network)
+    assert trains(th.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}]), network)
+    assert not trains(th.optim.SGD(parameters[1:]), network)
+    assert not trains(th.optim.SGD([*parameters, nn.Parameter(th.ones(1))]), network)
 
 
 # ---- oneDNN ----------------------------------------------------------------------------------------------------------------
 
 
-def both_ways(network: FusedMLP, x: th.Tensor, cotangent: th.Tensor) -> tuple[list[th.Tensor], list[th.Tensor]]:
-    """Output and gradients, ours and those of ``nn.Sequential``."""
-    networks = (network, nn.Sequential(*network))
-    ours, theirs = ([each(x).detach(), *gradients(each, x, cotangent)] for each in networks)
-    return ours, theirs
+@pytest.fixture(autouse=True)
+def forget_what_was_found() -> Iterator[None]:
+    """Private functions of torch are looked up again in each test, and afterwards."""
+    found = (torch_private.onednn_linear, torch_private.activation_backward)
+    for function in found:
+        function.cache_clear()
+    yield
+    for function in found:
+        function.cache_clear()
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
@@ -197,7 +180,7 @@ def test_large_products_are_the_same(
 ) -> None:
     th.manual_seed(0)
     calls: list[int] = []
-    linear = fused_mlp._onednn_linear(th.float32)
+    linear = torch_private.onednn_linear(th.float32)
 
     def counted(*args: Any) -> th.Tensor:
         calls.append(1)
@@ -205,26 +188,29 @@ def test_large_products_are_the_same(
         return linear(*args)
 
     usable = available and linear is not None
-    monkeypatch.setattr(fused_mlp, "_onednn_linear", lambda _: counted if usable else None)
+    monkeypatch.setattr(torch_private, "onednn_linear", lambda _: counted if usable else None)
     network = stack([MIN_ONEDNN, MIN_ONEDNN + 7, 90, MIN_ONEDNN], activation, last)
-    x, cotangent = th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN, requires_grad=True), th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN)
-    for ours, theirs in zip(*both_ways(network, x, cotangent), strict=True):
-        assert th.allclose(ours, theirs, atol=1e-4, rtol=1e-4)
-    # Forwards twice, and backwards behind all layers but the first.
-    assert len(calls) == (8 if usable else 0)
+    check(network, th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN), th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN))
+    # Forwards once, and backwards three times behind all layers but the first.
+    assert len(calls) == (3 + 3 * 2 if usable else 0)
 
 
 @pytest.mark.filterwarnings("ignore:TF32")  # which torch says of its own default
 def test_small_products_and_those_of_users_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[th.dtype] = []
-    monkeypatch.setattr(fused_mlp, "_onednn_linear", asked.append)
-    network = stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
-    network(th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
-    with th.backends.mkldnn.flags(enabled=False):
-        network(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
-    assert asked == []
-    network(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
-    assert asked == [th.float32]
+    with monkeypatch.context() as patch, th.no_grad():
+        patch.setattr(torch_private, "onednn_linear", asked.append)
+        network = mlp(stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU))
+        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
+        with th.backends.mkldnn.flags(enabled=False):
+            ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+        assert asked == []
+        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+        assert asked == [th.float32]
+
+
+class Namespace:
+    """Stands for a namespace of torch's operations."""
 
 
 @pytest.mark.parametrize("kind", ["missing", "wrong", "other_arguments"])
@@ -235,15 +221,23 @@ def test_an_operation_that_changed_is_not_used(kind: str, monkeypatch: pytest.Mo
     def default(*_: Any) -> Any:
         return th.zeros(3, 64)
 
-    class Namespace:
-        pass
-
     namespace: Any = Namespace()
     if kind != "missing":
         namespace._linear_pointwise = Namespace()
         namespace._linear_pointwise.default = default if kind == "wrong" else raising
     monkeypatch.setattr(th.ops, "mkldnn", namespace)
-    assert fused_mlp._onednn_linear.__wrapped__(th.float32) is None
+    assert torch_private.onednn_linear(th.float32) is None
+    check(stack([64, 64, 64], nn.ReLU), th.randn(MIN_ONEDNN_ROWS, 64), th.randn(MIN_ONEDNN_ROWS, 64))
+
+
+@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
+def test_without_private_derivatives_the_gradients_are_the_same(
+    activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(th.ops, "aten", Namespace())
+    th.manual_seed(0)
+    network = stack([3, 8, 8, 2], activation, activation)
+    check(network, th.randn(20, 3), th.randn(20, 2))
 
 
 def test_a_processor_without_bfloat16_in_onednn_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -255,15 +249,10 @@ def test_a_processor_without_bfloat16_in_onednn_goes_on_without(monkeypatch: pyt
         return real(x, *args)
 
     monkeypatch.setattr(th.ops.mkldnn._linear_pointwise, "default", linear)
-    fused_mlp._onednn_linear.cache_clear()
-    try:
-        network = stack([MIN_ONEDNN, MIN_ONEDNN, MIN_ONEDNN], nn.ReLU)
-        x = th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN, requires_grad=True)
-        with reduced_precision(network):
-            network(x).sum().backward()
-        assert fused_mlp._onednn_linear(th.bfloat16) is None
-    finally:
-        fused_mlp._onednn_linear.cache_clear()
+    network = mlp(stack([MIN_ONEDNN, MIN_ONEDNN, MIN_ONEDNN], nn.ReLU), reduced=True)
+    with th.no_grad():
+        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN)).backward(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
+    assert torch_private.onednn_linear(th.bfloat16) is None
 
 
 @pytest.mark.parametrize("reduced", [False, True])
@@ -273,12 +262,10 @@ def test_what_is_not_finite_stays_so(reduced: bool, n_rows: int, bad: float) -> 
     network = stack([4, 64, 64, 1], nn.ReLU)
     x = th.randn(n_rows, 4)
     x[3, 2] = bad
-    with reduced_precision(network) if reduced else nullcontext():
-        assert not network(x)[3].isfinite()
     with th.no_grad():
+        assert not ForwardPass(mlp(network, reduced), x).output[3].isfinite()
         next(network[2].parameters())[5, 7] = float("nan")
-        with reduced_precision(network) if reduced else nullcontext():
-            assert not network(th.randn(n_rows, 4)).isfinite().any()
+        assert not ForwardPass(mlp(network, reduced), th.randn(n_rows, 4)).output.isfinite().any()
 
 
 # ---- reduced precision -----------------------------------------------------------------------------------------------------
@@ -297,8 +284,7 @@ def test_reduced_precision_rounds_the_large_products_alone() -> None:
     with th.no_grad():
         hidden = th.relu(first(x))
         hidden = rounded(th.relu(rounded(hidden) @ rounded(second.weight).t() + rounded(second.bias)))
-        with reduced_precision(network):
-            output = network(x)
+        output = ForwardPass(mlp(network, reduced=True), x).output
         assert output.dtype == th.float32
         # The product itself rounds once more, and not in the same order.
         assert th.allclose(output, third(hidden), atol=0.02)
@@ -308,105 +294,77 @@ def test_reduced_precision_rounds_the_large_products_alone() -> None:
 def test_gradients_in_reduced_precision_are_nearly_the_exact_ones() -> None:
     th.manual_seed(0)
     network = stack([5, 256, 256, 2], nn.Tanh, nn.Tanh)
-    x = th.randn(512, 5, requires_grad=True)
-    cotangent = th.randn(512, 2)
+    x, cotangent = th.randn(512, 5), th.randn(512, 2)
     exact = gradients(network, x, cotangent)
-    with reduced_precision(network):
-        reduced = gradients(network, x, cotangent)
-    for ours, wanted in zip(reduced, exact, strict=True):
+    with th.no_grad():
+        grad_x = ForwardPass(mlp(network, reduced=True), x).backward(cotangent.clone(), slice(None))
+    for ours, wanted in zip([grad_x, *(p.grad for p in network.parameters())], exact, strict=True):
+        assert ours is not None
         assert ours.dtype == th.float32
         assert 0 < (ours - wanted).norm() < 0.02 * wanted.norm()
 
 
-def test_reduced_precision_ends_with_its_block_even_by_an_error() -> None:
-    network = nn.ModuleDict({"inner": stack([64, 64, 64], nn.ReLU)})
-    x = th.randn(4, 64)
-    exact = network["inner"](x)
-    with pytest.raises(KeyError), reduced_precision(network):
-        raise KeyError
-    assert th.equal(network["inner"](x), exact)
+# ---- losses ----------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("network", "expected"),
-    [
-        (stack([5, 256, 256, 1], nn.ReLU), True),
-        (stack([5, 256, 1], nn.ReLU), False),
-        (FusedMLP(nn.Linear(5, 256), nn.ELU(), nn.Linear(256, 256)), False),
-        (nn.Sequential(nn.Linear(256, 256)), False),
-    ],
-)
-def test_reducible_says_whether_it_matters(network: nn.Module, expected: bool) -> None:
-    assert reducible(network) is expected
+def critics(n_critics: int, n_inputs: int, seed: int, last: list[nn.Module] | None = None) -> nn.ModuleList:
+    th.manual_seed(seed)
+    return nn.ModuleList(
+        nn.Sequential(nn.Linear(n_inputs, 9), nn.Tanh(), nn.Linear(9, 5), nn.Tanh(), nn.Linear(5, 1), *(last or []))
+        for _ in range(n_critics)
+    )
 
 
-# ---- without autograd ------------------------------------------------------------------------------------------------------
+def mlps(networks: nn.ModuleList) -> list[MLP]:
+    found = find_mlps(networks)
+    assert found is not None
+    return found
 
 
-@pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize("n_rows", [10, MIN_ONEDNN_ROWS])
-def test_a_pass_goes_back_as_autograd_does(reduced: bool, n_rows: int) -> None:
-    th.manual_seed(0)
-    network = stack([5, 128, 128, 2], nn.ReLU, nn.Tanh)
-    x, cotangent = th.randn(n_rows, 5, requires_grad=True), th.randn(n_rows, 2)
-    with reduced_precision(network) if reduced else nullcontext():
-        layers = network.layers()
-        of_x, *expected = gradients(network, x, cotangent)
-        output = network(x)
-    assert layers is not None
+def values_of(networks: nn.ModuleList, inputs: th.Tensor) -> th.Tensor:
+    return th.cat([network(inputs) for network in networks], dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(n_critics=st.integers(1, 3), n_rows=st.integers(1, 20), bounded=st.booleans(), seed=st.integers(0, 2**31))
+def test_the_critics_gradients_are_those_of_the_loss(n_critics: int, n_rows: int, bounded: bool, seed: int) -> None:
+    networks = critics(n_critics, 6, seed, [nn.Tanh()] if bounded else None)
+    inputs, targets, weights = th.randn(n_rows, 6), th.randn(n_rows), th.rand(n_rows)
+    expected_values = values_of(networks, inputs)
+    loss = critic_loss(expected_values.t(), targets, weights)
+    expected = th.autograd.grad(loss, list(networks.parameters()))
     with th.no_grad():
-        run = Pass(layers, x)
-        assert th.equal(run.output, output)
-        assert th.equal(run.input_gradient(cotangent), of_x)
-        assert th.allclose(run.input_gradient(cotangent, slice(3, None)), of_x[:, 3:], atol=1e-6)
-        assert run.set_gradients(cotangent) is None
-        for parameter, gradient in zip(network.parameters(), expected, strict=True):
-            assert th.equal(parameter.grad, gradient)  # type: ignore[arg-type]  # it was set
+        found, values = fit_critics(mlps(networks), inputs, targets[:, None], weights[:, None])
+    assert is_close(found, loss)
+    assert is_close(values, expected_values[:, :1])
+    for parameter, gradient in zip(networks.parameters(), expected, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad.stride() == parameter.stride()
+        assert is_close(parameter.grad, gradient)
 
 
-def test_a_pass_may_go_back_from_its_first_rows_alone() -> None:
-    th.manual_seed(0)
-    network, x, cotangent = stack([5, 8, 8, 2], nn.ReLU, nn.Tanh), th.randn(9, 5, requires_grad=True), th.randn(4, 2)
-    of_x, *expected = gradients(network, x, th.cat([cotangent, th.zeros(5, 2)]))
-    layers = network.layers()
-    assert layers is not None
+@settings(max_examples=40, deadline=None)
+@given(n_critics=st.integers(1, 3), n_actions=st.integers(1, 4), n_rows=st.integers(1, 20), seed=st.integers(0, 2**31))
+def test_the_gradient_of_the_smallest_value_is_autograds(n_critics: int, n_actions: int, n_rows: int, seed: int) -> None:
+    networks = critics(n_critics, 3 + n_actions, seed)
+    inputs, weights = th.randn(n_rows, 3 + n_actions), th.rand(n_rows, 1)
+    leaf = inputs.clone().requires_grad_()
+    lowest = values_of(networks, leaf).amin(dim=1, keepdim=True)
+    (expected,) = th.autograd.grad((lowest * weights).sum(), [leaf])
+    lowest = lowest.detach()
     with th.no_grad():
-        of_inputs = Pass(layers, x).set_gradients(cotangent, slice(None))
-    assert of_inputs is not None
-    assert th.allclose(of_inputs, of_x[:4], atol=1e-6)
-    for parameter, gradient in zip(network.parameters(), expected, strict=True):
-        assert th.allclose(parameter.grad, gradient, atol=1e-6)  # type: ignore[arg-type]  # it was set
+        total, gradient = min_q_gradient(mlps(networks), inputs, weights, n_actions)
+        assert is_close(min_q(mlps(networks), inputs), lowest)
+    assert abs(float(total - (lowest * weights).sum())) <= 1e-4 * float((lowest * weights).abs().sum())
+    assert is_close(gradient, expected[:, 3:])
+    assert all(parameter.grad is None for parameter in networks.parameters())
 
 
-# ---- single layers ---------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("n_outputs", [1, 3, FEW_COLUMNS + 1])
-@pytest.mark.parametrize("shape", [(5, 7), (2, 5, 7), (1, 7)])
-def test_a_layer_alone_is_that_of_torch(n_outputs: int, shape: tuple[int, ...]) -> None:
-    th.manual_seed(0)
-    layer = FusedLinear(7, n_outputs)
-    plain = nn.Linear(7, n_outputs)
-    plain.load_state_dict(layer.state_dict())
-    x = th.randn(shape, requires_grad=True)
-    assert th.allclose(layer(x), plain(x), atol=1e-6)
+def test_equal_critics_share_the_gradient() -> None:
+    networks = critics(1, 5, 0)
+    networks.append(copy.deepcopy(networks[0]))
     with th.no_grad():
-        assert th.allclose(layer(x), plain(x), atol=1e-6)
-    cotangent = th.randn(*shape[:-1], n_outputs)
-    for ours, theirs in zip(gradients(layer, x, cotangent), gradients(plain, x, cotangent), strict=True):
-        assert th.allclose(ours, theirs, atol=1e-5)
-
-
-def test_a_layer_alone_takes_other_precisions() -> None:
-    layer = FusedLinear(3, 2)
-    with th.autocast("cpu", dtype=th.bfloat16):
-        assert layer(th.randn(4, 3)).dtype == th.bfloat16
-    x = th.randn(4, 3, dtype=th.float64)
-    assert th.equal(layer.double()(x), nn.functional.linear(x, layer.weight, layer.bias))
-
-
-def test_a_watched_layer_goes_the_plain_way() -> None:
-    layer, x = FusedLinear(3, 2), th.randn(4, 3)
-    assert is_fused(layer(x))
-    layer.register_forward_hook(lambda *_: None)
-    assert not is_fused(layer(x))
+        inputs, weights = th.randn(7, 5), th.ones(7, 1)
+        _, together = min_q_gradient(mlps(networks), inputs, weights, 2)
+        _, alone = min_q_gradient(mlps(networks)[:1], inputs, weights, 2)
+    assert is_close(together, alone)
