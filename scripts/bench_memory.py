@@ -1,10 +1,10 @@
 """
-Peak memory of training (resident set), beside Stable-Baselines3: each measured in a process of its own.
+Peak memory of training (resident set), compared with Stable-Baselines3; each measured in a process of its own.
 
     python scripts/bench_memory.py
 
-``her``: a replay buffer of a million transitions of the size of FetchPush-v4, from 8 environments, and ten updates of 2048.
-``rollout``: rollouts of 4000 steps of HalfCheetah-v5, from 8 environments.
+``her``: a replay buffer with a million transitions of the size of FetchPush-v4 from 8 environments, and ten updates of 2048.
+``rollout``: rollouts of 4000 steps of HalfCheetah-v5 from 8 environments.
 """
 
 import argparse
@@ -22,9 +22,9 @@ ROLLOUT = 4000
 
 def train_her(ours: bool, n_steps: int = CAPACITY) -> int:
     """
-    :param ours: HERDDPG; otherwise SB3's DDPG with its HerReplayBuffer
-    :param n_steps: transitions to collect
-    :return: steps taken
+    :param ours: whether to train HERDDPG; otherwise SB3's DDPG with its HerReplayBuffer
+    :param n_steps: number of transitions to collect
+    :return: number of steps taken
     """
     import gymnasium as gym
     import numpy as np
@@ -35,7 +35,7 @@ def train_her(ours: bool, n_steps: int = CAPACITY) -> int:
     from sb3_pg import HERDDPG
 
     class Still(gym.Env[dict[str, Any], Any]):
-        """Spaces of FetchPush-v4, in which nothing happens: what is stored has the same size, and steps are quick."""
+        """An environment with the spaces of FetchPush-v4 and constant state: the same memory, but fast steps."""
 
         def __init__(self) -> None:
             goal = spaces.Box(-np.inf, np.inf, (3,), np.float64)
@@ -54,7 +54,7 @@ def train_her(ours: bool, n_steps: int = CAPACITY) -> int:
             return -np.ones(np.shape(achieved_goal)[:-1], np.float32)
 
     env = make_vec_env(lambda: gym.wrappers.TimeLimit(Still(), 50), N_ENVS)
-    # Collecting alone; the updates come at the end.
+    # No updates during collection; they follow at the end.
     options: dict[str, Any] = {"buffer_size": CAPACITY, "learning_starts": n_steps + 1, "device": "cpu"}
     if ours:
         model: Any = HERDDPG("MultiInputPolicy", env, **options)
@@ -68,9 +68,9 @@ def train_her(ours: bool, n_steps: int = CAPACITY) -> int:
 
 def train_rollout(ours: bool, n_steps: int = ROLLOUT) -> int:
     """
-    :param ours: VPG; otherwise SB3's A2C
-    :param n_steps: of a rollout, all environments together
-    :return: steps taken
+    :param ours: whether to train VPG; otherwise SB3's A2C
+    :param n_steps: number of steps of a rollout, all environments together
+    :return: number of steps taken
     """
     from stable_baselines3 import A2C
     from stable_baselines3.common.env_util import make_vec_env
@@ -88,20 +88,20 @@ CASES: dict[str, Callable[[bool], int]] = {"her": train_her, "rollout": train_ro
 
 def peak() -> float:
     """
-    :return: greatest resident set of this process since its start, in MiB
-    :raises OSError: this is not Linux
+    :return: peak resident set of this process, in MiB
+    :raises OSError: the operating system is not Linux
     """
     found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     if found is None:
-        raise OSError("/proc/self/status says no VmHWM")
+        raise OSError("/proc/self/status has no VmHWM")
     return int(found[1]) / 1024
 
 
 def measure(case: str, ours: bool) -> float:
     """
-    :param case: one of those above
-    :param ours: our algorithm, otherwise SB3's
-    :return: peak of a new process, in MiB
+    :param case: key of ``CASES``
+    :param ours: whether to measure our algorithm; otherwise SB3's
+    :return: peak resident set of a new process, in MiB
     """
     command = [sys.executable, __file__, "--child", case, "sb3_pg" if ours else "SB3"]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
@@ -110,12 +110,12 @@ def measure(case: str, ours: bool) -> float:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Measure and print.
+    Measure and print a table.
 
-    :param arguments: command line, ``sys.argv`` by default
+    :param arguments: command-line arguments; ``None``: ``sys.argv[1:]``
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"some of {', '.join(CASES)}; all if none is named")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=f"cases to measure, of {', '.join(CASES)} (default: all)")
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
     args = parser.parse_args(arguments)
     if args.child:
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(f"{peak():.1f}")
         return
     if unknown := set(args.cases) - set(CASES):
-        parser.error(f"no such case: {', '.join(sorted(unknown))} (there are {', '.join(CASES)})")
+        parser.error(f"no such case: {', '.join(sorted(unknown))} (available: {', '.join(CASES)})")
     print("| | SB3, MiB | sb3_pg, MiB |\n|---|---|---|")
     for case in args.cases or CASES:
         print(f"| {case} | {measure(case, False):,.0f} | {measure(case, True):,.0f} |", flush=True)

@@ -1,12 +1,12 @@
 """
-Learning results as the documentation quotes them: train over environments and seeds, evaluate the final policies, show both.
+Learning results of the documentation: train over environments and seeds, evaluate the final policies, tabulate and plot.
 
     python scripts/benchmark.py run --algo vpg --env HalfCheetah-v5 Hopper-v5 --seeds 101-105 --jobs 2 -o results/vpg
     python scripts/benchmark.py table results/vpg results/a2c -o table.md
     python scripts/benchmark.py plot results/vpg results/a2c -o curves.png
 
-Every run is a call of the RL Zoo's own training command, with its output in ``train.log``. A run that is finished is not
-repeated; one that was cut off, failed or had other settings starts anew.
+Every run calls the RL Zoo's own training command, with its output in ``train.log``. Finished runs are not repeated. A run that
+was interrupted, failed or had other settings starts from scratch.
 """
 
 import argparse
@@ -32,14 +32,14 @@ from matplotlib.axes import Axes
 from sb3_pg.registry import ALGOS
 from sb3_pg.zoo.runs import Run, exclusive_lock, format_reward, positive_int, run_all
 
-Result = dict[str, Any]  # what result.json holds
+Result = dict[str, Any]  # content of result.json
 
 
 def parse_seeds(texts: Sequence[str]) -> list[int]:
     """
-    :param texts: numbers and ranges, both ends included: ``["1", "101-105"]``
-    :return: all of them, once each, in order
-    :raises ValueError: neither a number nor a range
+    :param texts: numbers and ranges, ends included: ``["1", "101-105"]``
+    :return: all seeds, sorted and without duplicates
+    :raises ValueError: a text is neither a number nor a range
     """
     seeds: set[int] = set()
     for text in texts:
@@ -52,8 +52,8 @@ def parse_seeds(texts: Sequence[str]) -> list[int]:
 
 def show_seeds(seeds: Iterable[int]) -> str:
     """
-    :param seeds: in any order
-    :return: what ``parse_seeds`` reads, ranges where there are any: ``"1 101-105"``
+    :param seeds: seeds in any order
+    :return: text in the format of ``parse_seeds``, with ranges where possible: ``"1 101-105"``
     """
     ranges: list[list[int]] = []
     for seed in sorted(seeds):
@@ -66,13 +66,13 @@ def show_seeds(seeds: Iterable[int]) -> str:
 
 def read_hyperparams(algo: str, env: str, conf: Path | None) -> dict[str, Any]:
     """
-    Read the entries of a yml file that the zoo may take for an environment.
+    Read the entries of a yml file that the zoo may use for an environment.
 
-    :param algo: zoo key
+    :param algo: zoo key of the algorithm
     :param env: id of the environment
-    :param conf: the file; ``None``: the default of the algorithm
-    :return: the environment's own entry, or else those that stand in for it
-    :raises ValueError: no such file, or no such entry
+    :param conf: yml file; ``None``: the default of the algorithm
+    :return: the entry of the environment, otherwise the entries ``atari`` and ``default``
+    :raises ValueError: there is no such file or entry
     """
     path = conf
     if path is None and algo in ALGOS:
@@ -91,9 +91,9 @@ def read_hyperparams(algo: str, env: str, conf: Path | None) -> dict[str, Any]:
 
 def plan(args: argparse.Namespace) -> list[Run]:
     """
-    :param args: of the command ``run``
+    :param args: arguments of the command ``run``
     :return: a run for each environment and seed
-    :raises ValueError: wrong seeds, or no hyperparameters for an environment
+    :raises ValueError: invalid seeds, or no hyperparameters for an environment
     """
     options = ["--device", args.device] + (["-conf", str(args.conf)] if args.conf else [])
     options += ["-params", *args.params] if args.params else []
@@ -111,11 +111,11 @@ def plan(args: argparse.Namespace) -> list[Run]:
 
 def read_results(folders: Iterable[Path]) -> dict[tuple[str, str], list[Result]]:
     """
-    Read all results in and below folders, in groups that differ by the seed alone.
+    Read all results in and below folders, grouped by settings other than the seed.
 
-    :param folders: outputs of ``run``, or folders in them
-    :return: label and environment -> results, by seed. A label gets a number where settings differ
-    :raises ValueError: there are none
+    :param folders: output folders of ``run``, or folders inside them
+    :return: (label, environment) -> results sorted by seed; if settings differ, the label gets a number
+    :raises ValueError: there are no results
     """
     found = [path for folder in folders for path in [*sorted(folder.rglob("seed_*/result.json")), *folder.glob("result.json")]]
     paths = dict.fromkeys(path.resolve() for path in found)  # each once, in the order of the folders
@@ -137,9 +137,9 @@ def read_results(folders: Iterable[Path]) -> dict[tuple[str, str], list[Result]]
 
 def steps_to_solve(curve: dict[str, list[float]], threshold: float) -> float:
     """
-    :param curve: steps and mean reward of the evaluations
+    :param curve: steps and mean rewards of the evaluations
     :param threshold: mean reward that counts as solved
-    :return: steps at the first evaluation from which on all reach the threshold; infinite if the last one does not
+    :return: number of steps of the first evaluation from which on all reach the threshold; infinite if the last one does not
     """
     solved = math.inf
     for steps, mean in zip(reversed(curve["steps"]), reversed(curve["mean"]), strict=True):
@@ -151,8 +151,8 @@ def steps_to_solve(curve: dict[str, list[float]], threshold: float) -> float:
 
 def tabulate(groups: dict[tuple[str, str], list[Result]], threshold: float | None) -> list[dict[str, Any]]:
     """
-    :param groups: as of ``read_results``
-    :param threshold: mean reward that counts as solved, if that is asked for
+    :param groups: result of ``read_results``
+    :param threshold: mean reward that counts as solved; ``None``: no such column
     :return: a row for each group
     """
     rows = []
@@ -178,8 +178,8 @@ def tabulate(groups: dict[tuple[str, str], list[Result]], threshold: float | Non
 
 def markdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> str:
     """
-    :param rows: as of ``tabulate``
-    :param threshold: as there
+    :param rows: result of ``tabulate``
+    :param threshold: mean reward that counts as solved; ``None``: no such columns
     :return: the table
     """
     head = ["label", "environment", "steps", "seeds", "median", "min", "max", "all", "wall time"]
@@ -191,7 +191,7 @@ def markdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> str:
         cells += [", ".join(format_reward(mean) for mean in row["all"]), f"{row['median_wall_seconds']:.0f} s"]
         if threshold is not None:
             solved = [math.inf if steps is None else steps for steps in row["steps_to_solve"]]
-            # The higher one of an even number: half a seed that never got there means nothing.
+            # The upper median: an average with a seed that never reached the threshold would be meaningless.
             typical, slowest = statistics.median_high(solved), max(solved)
             cells += [f"{steps:,.0f}" if math.isfinite(steps) else "not reached" for steps in (typical, slowest)]
         lines.append(cells)
@@ -200,9 +200,9 @@ def markdown(rows: Sequence[dict[str, Any]], threshold: float | None) -> str:
 
 def report(folders: Sequence[Path], threshold: float | None) -> tuple[str, list[dict[str, Any]]]:
     """
-    :param folders: outputs of ``run``
-    :param threshold: mean reward that counts as solved, if that is asked for
-    :return: the table with how it came about, and its rows
+    :param folders: output folders of ``run``
+    :param threshold: mean reward that counts as solved; ``None``: no such columns
+    :return: the table with commands, versions and machine, and its rows
     :raises ValueError: there are no results
     """
     groups = read_results(folders)
@@ -215,7 +215,7 @@ def report(folders: Sequence[Path], threshold: float | None) -> tuple[str, list[
     text = markdown(rows, threshold)
     text += "\nReward of the final policy, acting deterministically: mean over "
     text += f"{' or '.join(map(str, episodes))} episodes for each seed; median, lowest, highest over the seeds. "
-    text += "Wall time: median of the trainings, with their start and their evaluations.\n\n"
+    text += "Wall time: median over the training runs, including start-up and evaluations.\n\n"
     text += "```bash\n" + "\n".join(commands) + "\n```\n\n"
     text += "".join(f"- {line}\n" for line in machines + packages)
     return text, rows
@@ -223,8 +223,8 @@ def report(folders: Sequence[Path], threshold: float | None) -> tuple[str, list[
 
 def median_curve(results: Sequence[Result]) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """
-    :param results: one for each of S seeds
-    :return: ``[K]`` the steps at which all seeds were evaluated, ``[S, K]`` the mean rewards there
+    :param results: results of S seeds
+    :return: ``[K]`` steps at which all seeds were evaluated, ``[S, K]`` mean rewards at these steps
     :raises ValueError: there is no such step
     """
     curves = [dict(zip(result["curve"]["steps"], result["curve"]["mean"], strict=True)) for result in results]
@@ -236,11 +236,11 @@ def median_curve(results: Sequence[Result]) -> tuple[npt.NDArray[np.float64], np
 
 def draw(groups: dict[tuple[str, str], list[Result]], output: Path, args: argparse.Namespace) -> None:
     """
-    Draw the evaluations during training: an axes for each environment, a curve for each label.
+    Plot the evaluations during training: one panel per environment, one curve per label.
 
-    :param groups: as of ``read_results``
-    :param output: picture to write; its ending chooses the format
-    :param args: of the command ``plot``
+    :param groups: result of ``read_results``
+    :param output: file to write; the suffix selects the format
+    :param args: arguments of the command ``plot``
     :raises ValueError: the seeds of a group were evaluated at different steps
     """
     envs = sorted({env for _, env in groups})
@@ -268,9 +268,11 @@ def draw(groups: dict[tuple[str, str], list[Result]], output: Path, args: argpar
 
 def decorate(axes: Axes, env: str, args: argparse.Namespace) -> None:
     """
-    :param axes: gets its labels
-    :param env: the environment that it shows
-    :param args: of the command ``plot``
+    Set title, labels and scale of a panel.
+
+    :param axes: the panel
+    :param env: id of the environment
+    :param args: arguments of the command ``plot``
     """
     axes.set_title(env)
     axes.set_xlabel("environment steps" + (" (logarithmic)" if args.log_x else ""))
@@ -287,12 +289,12 @@ def decorate(axes: Axes, env: str, args: argparse.Namespace) -> None:
 
 def command_run(args: argparse.Namespace) -> int:
     """
-    :param args: of the command ``run``
+    :param args: arguments of the command ``run``
     :return: exit status
-    :raises ValueError: something to be said to the user
+    :raises ValueError: an error message for the user
     """
     if args.label and Path(args.label).name != args.label:
-        raise ValueError(f"--label: {args.label!r} is no name of a folder")
+        raise ValueError(f"--label: {args.label!r} is not a valid folder name")
     runs = plan(args)
     args.output.mkdir(parents=True, exist_ok=True)
     otherwise = f"another benchmark writes to {args.output} under the same label: wait, or choose --label"
@@ -308,9 +310,9 @@ def command_run(args: argparse.Namespace) -> int:
 
 def command_table(args: argparse.Namespace) -> int:
     """
-    :param args: of the command ``table``
+    :param args: arguments of the command ``table``
     :return: exit status
-    :raises ValueError: something to be said to the user
+    :raises ValueError: an error message for the user
     """
     text, _ = report(args.folders, args.threshold)
     if args.output:
@@ -321,9 +323,9 @@ def command_table(args: argparse.Namespace) -> int:
 
 def command_plot(args: argparse.Namespace) -> int:
     """
-    :param args: of the command ``plot``
+    :param args: arguments of the command ``plot``
     :return: exit status
-    :raises ValueError: something to be said to the user
+    :raises ValueError: an error message for the user
     """
     mpl.use("agg")
     draw(read_results(args.folders), args.output, args)
@@ -333,44 +335,46 @@ def command_plot(args: argparse.Namespace) -> int:
 
 def make_parser() -> argparse.ArgumentParser:
     """
-    :return: the command line
+    :return: parser of the command line
     """
-    parser = argparse.ArgumentParser(description="Train over environments and seeds, tabulate and draw the results.")
+    parser = argparse.ArgumentParser(description="Train over environments and seeds, tabulate and plot the results.")
     commands = parser.add_subparsers(required=True, metavar="run|table|plot")
     run = commands.add_parser("run", help="train, evaluate the final policies, tabulate; finished runs are not repeated")
     run.set_defaults(command=command_run)
-    run.add_argument("--algo", required=True, help="any that the zoo knows: ours, and its own as a comparison")
+    run.add_argument("--algo", required=True, help="zoo key of the algorithm, ours or another one")
     run.add_argument("--env", required=True, nargs="+", help="ids of the environments")
     run.add_argument("--seeds", required=True, nargs="+", help="numbers and ranges, for example 101-105")
-    run.add_argument("-o", "--output", required=True, type=Path, help="folder for everything; several labels may share one")
-    run.add_argument("--label", help="name of this variant in the table (default: the algorithm)")
-    run.add_argument("--conf", type=Path, help="yml file in the zoo's format (default: the one shipped with the algorithm)")
-    run.add_argument("--params", nargs="+", metavar="KEY:VALUE", help="in place of the yml file's, as the zoo's -params")
-    run.add_argument("--jobs", type=positive_int, default=1, help="runs at a time, one thread each (default: 1)")
+    run.add_argument("-o", "--output", required=True, type=Path, help="output folder; several labels may share one")
+    run.add_argument("--label", help="name of the variant in the table (default: the algorithm)")
+    run.add_argument("--conf", type=Path, help="yml file in the zoo's format (default: that of the algorithm)")
+    run.add_argument(
+        "--params", nargs="+", metavar="KEY:VALUE", help="values that override the yml file, as the zoo's -params"
+    )
+    run.add_argument("--jobs", type=positive_int, default=1, help="number of runs in parallel, one thread each (default: 1)")
     run.add_argument("-n", "--n-timesteps", type=positive_int, help="environment steps (default: those of the yml file)")
     run.add_argument("--eval-freq", type=positive_int, default=25_000, help="steps between evaluations (default: 25000)")
-    run.add_argument("--eval-episodes", type=positive_int, default=5, help="episodes of each (default: 5)")
-    run.add_argument("--final-episodes", type=positive_int, default=20, help="episodes of the last evaluation (default: 20)")
-    run.add_argument("--device", default="cpu", help="of the networks (default: cpu)")
-    table = commands.add_parser("table", help="tabulate results that are there")
+    run.add_argument("--eval-episodes", type=positive_int, default=5, help="episodes per evaluation (default: 5)")
+    run.add_argument("--final-episodes", type=positive_int, default=20, help="episodes of the final evaluation (default: 20)")
+    run.add_argument("--device", default="cpu", help="device of the networks (default: cpu)")
+    table = commands.add_parser("table", help="tabulate existing results")
     table.set_defaults(command=command_table)
-    table.add_argument("folders", type=Path, nargs="+", help="outputs of run, or folders of a label in them")
-    table.add_argument("-o", "--output", type=Path, help="file to write, too")
-    plot = commands.add_parser("plot", help="draw learning curves: median and spread of the seeds' evaluations")
+    table.add_argument("folders", type=Path, nargs="+", help="output folders of run, or folders of a label inside them")
+    table.add_argument("-o", "--output", type=Path, help="also write the table to this file")
+    plot = commands.add_parser("plot", help="plot learning curves: median and spread over the seeds")
     plot.set_defaults(command=command_plot)
-    plot.add_argument("folders", type=Path, nargs="+", help="outputs of run, or folders of a label in them")
-    plot.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
-    plot.add_argument("--log-x", action="store_true", help="logarithmic steps")
-    plot.add_argument("--band", choices=("range", "quartiles"), default="range", help="what is shaded (default: range)")
+    plot.add_argument("folders", type=Path, nargs="+", help="output folders of run, or folders of a label inside them")
+    plot.add_argument("-o", "--output", type=Path, required=True, help="figure to write")
+    plot.add_argument("--log-x", action="store_true", help="logarithmic axis of the steps")
+    plot.add_argument("--band", choices=("range", "quartiles"), default="range", help="shaded area (default: range)")
     for command in (run, table, plot):
-        command.add_argument("--threshold", type=float, help="reward that counts as solved; when it was reached for good")
+        command.add_argument("--threshold", type=float, help="mean reward that counts as solved")
     return parser
 
 
 def main() -> None:
     """Run one of the commands."""
     args = make_parser().parse_args()
-    # `kill` shall clean up like Ctrl-C does.
+    # Clean up after `kill` as after Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         sys.exit(args.command(args))

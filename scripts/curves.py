@@ -1,4 +1,4 @@
-"""What the scripts that draw learning curves share."""
+"""Common code of the scripts that plot learning curves."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,8 +7,8 @@ from stable_baselines3.common.callbacks import BaseCallback
 FloatArray = npt.NDArray[np.float64]
 
 
-class Episodes(BaseCallback):
-    """Write down the reward of each training episode, and the number of steps at which it ended."""
+class EpisodeRecorder(BaseCallback):
+    """Record the reward of each training episode, and the number of steps at its end."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -25,13 +25,13 @@ class Episodes(BaseCallback):
 
 def section_means(steps: npt.NDArray[np.int64], rewards: FloatArray, n_timesteps: int, n_sections: int) -> FloatArray:
     """
-    Average over sections of equal length.
+    Average rewards over sections of equal length.
 
-    :param steps: ``[E]``, when each episode ended, ascending
-    :param rewards: ``[E]``, of each episode
-    :param n_timesteps: length of all sections together; what comes later does not count
-    :param n_sections: how many
-    :return: ``[n_sections]``; a section without episodes repeats the one before, NaN if there is none
+    :param steps: ``[E]``, number of steps at the end of each episode, ascending
+    :param rewards: ``[E]``, reward of each episode
+    :param n_timesteps: total length of all sections; later episodes are ignored
+    :param n_sections: number of sections
+    :return: ``[n_sections]``, mean rewards; a section without episodes repeats the previous mean, or NaN
     """
     bounds = np.linspace(0, n_timesteps, n_sections + 1)
     means = np.full(n_sections, np.nan)

@@ -1,5 +1,5 @@
 """
-Evaluate the final model of a run of the zoo: deterministic actions, whole episodes, the environment's own rewards.
+Evaluate the final model of a run of the zoo: deterministic actions, whole episodes, unnormalised rewards.
 
     python scripts/evaluate.py logs/vpg/CartPole-v1_1 --episodes 20
 """

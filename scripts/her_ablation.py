@@ -1,5 +1,5 @@
 """
-Which parts of HERDDPG matter: each is switched off in turn, beside SB3's own DDPG with its HerReplayBuffer.
+Ablation of HERDDPG: one part is switched off at a time; SB3's DDPG with its HerReplayBuffer for comparison.
 
     python scripts/her_ablation.py run -o results/her_ablation --seeds 5
     python scripts/her_ablation.py run -o results/her_strategies --task bits --seeds 5
@@ -7,7 +7,7 @@ Which parts of HERDDPG matter: each is switched off in turn, beside SB3's own DD
     python scripts/her_ablation.py plot results/her_ablation -o docs/images/her_ablation.png
 
 ``--task reach`` is FetchReach-v4. ``--task bits`` flips bits with continuous actions (SB3's BitFlippingEnv) and compares the
-strategies that choose goals. A run that is finished is not repeated.
+goal selection strategies. Finished runs are not repeated.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Read when torch is imported: networks of this size are fastest on one thread.
+# Read when torch is imported: small networks are fastest on one thread.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gymnasium as gym
@@ -36,7 +36,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv
 
 from sb3_pg import HERDDPG
 
-# Seeds of the evaluation lie beyond those of any training.
+# Seeds of the evaluation, beyond those of any training run.
 EVALUATION_SEED = 1_000_000
 N_EVAL_ENVS = 5
 BITS = 10
@@ -59,8 +59,8 @@ STRATEGIES: dict[str, dict[str, Any]] = {
 def make_env(task: str, n_envs: int, seed: int) -> VecEnv:
     """
     :param task: ``"reach"`` or ``"bits"``
-    :param n_envs: how many
-    :param seed: of the environments
+    :param n_envs: number of environments
+    :param seed: seed of the first environment
     :return: the environments
     """
 
@@ -80,8 +80,8 @@ def make_env(task: str, n_envs: int, seed: int) -> VecEnv:
 def make_sb3(env: VecEnv, seed: int) -> BaseAlgorithm:
     """
     :param env: training environments
-    :param seed: of the algorithm
-    :return: SB3's DDPG with hindsight, as its documentation sets it up
+    :param seed: seed of the algorithm
+    :return: SB3's DDPG with hindsight, configured as in its documentation
     """
     return DDPG(
         "MultiInputPolicy",
@@ -100,9 +100,9 @@ def make_sb3(env: VecEnv, seed: int) -> BaseAlgorithm:
 def variants(task: str) -> dict[str, Callable[[VecEnv, int], BaseAlgorithm]]:
     """
     :param task: ``"reach"`` or ``"bits"``
-    :return: name -> function of environments and seed that builds the model
+    :return: name -> function of environments and seed that creates the model
     """
-    # Short episodes: as many steps in a cycle as FetchReach has.
+    # Episodes are short: ten of them are as many steps per cycle as with FetchReach.
     bits = {"terminate_on_success": True, "train_freq": (10, "episode")}
     base: dict[str, Any] = {"device": "cpu"} | (bits if task == "bits" else {})
 
@@ -115,9 +115,9 @@ def variants(task: str) -> dict[str, Callable[[VecEnv, int], BaseAlgorithm]]:
 
 def success_rate(model: BaseAlgorithm, env: VecEnv, n_episodes: int) -> float:
     """
-    :param model: acts deterministically
+    :param model: model, which acts deterministically
     :param env: evaluation environments
-    :param n_episodes: at least that many
+    :param n_episodes: minimum number of episodes
     :return: share of episodes whose last step is a success
     """
     obs = env.reset()
@@ -131,10 +131,10 @@ def success_rate(model: BaseAlgorithm, env: VecEnv, n_episodes: int) -> float:
 
 class Curve(BaseCallback):
     """
-    Evaluate now and then.
+    Evaluate at regular intervals.
 
     :param env: evaluation environments
-    :param every: steps between two evaluations
+    :param every: number of steps between two evaluations
     """
 
     def __init__(self, env: VecEnv, every: int) -> None:
@@ -153,10 +153,10 @@ class Curve(BaseCallback):
 def run_one(task: str, name: str, seed: int, n_timesteps: int) -> dict[str, Any]:
     """
     :param task: ``"reach"`` or ``"bits"``
-    :param name: of the variant
-    :param seed: of the training
-    :param n_timesteps: how long
-    :return: result
+    :param name: name of the variant
+    :param seed: seed of the training run
+    :param n_timesteps: number of training steps
+    :return: the result
     """
     env, eval_env = make_env(task, 1, seed), make_env(task, N_EVAL_ENVS, EVALUATION_SEED + seed)
     model, curve = variants(task)[name](env, seed), Curve(eval_env, n_timesteps // 10)
@@ -172,7 +172,7 @@ def run_one(task: str, name: str, seed: int, n_timesteps: int) -> dict[str, Any]
 
 def run(args: argparse.Namespace) -> None:
     """
-    :param args: of the command ``run``
+    :param args: arguments of the command ``run``
     """
     args.output.mkdir(parents=True, exist_ok=True)
     n_timesteps = args.n_timesteps or {"reach": 5000, "bits": 4000}[args.task]
@@ -184,7 +184,7 @@ def run(args: argparse.Namespace) -> None:
                 result = run_one(args.task, name, seed, n_timesteps) | {
                     "machine": f"{platform.machine()}, {os.cpu_count()} cores"
                 }
-                # Renamed into place, so that there is a whole result or none.
+                # Renamed into place: the result is either complete or missing.
                 part = path.with_suffix(".part")
                 part.write_text(json.dumps(result))
                 part.replace(path)
@@ -193,9 +193,9 @@ def run(args: argparse.Namespace) -> None:
 
 def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
     """
-    :param folder: output of ``run``
-    :return: variant -> results by seed, in the order of the tables above
-    :raises ValueError: there are none
+    :param folder: output folder of ``run``
+    :return: variant -> results sorted by seed, in the order of the tables above
+    :raises ValueError: there are no results
     """
     results = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not results:
@@ -207,7 +207,7 @@ def read(folder: Path) -> dict[str, list[dict[str, Any]]]:
 
 def table(args: argparse.Namespace) -> None:
     """
-    :param args: of the command ``table``
+    :param args: arguments of the command ``table``
     """
     print("| variant | median | lowest | highest | seeds |\n|---|---|---|---|---|")
     for name, group in read(args.results).items():
@@ -217,7 +217,7 @@ def table(args: argparse.Namespace) -> None:
 
 def plot(args: argparse.Namespace) -> None:
     """
-    :param args: of the command ``plot``
+    :param args: arguments of the command ``plot``
     """
     mpl.use("Agg")
     groups = read(args.results)
@@ -242,21 +242,21 @@ def plot(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    """Read the command line."""
+    """Parse the command line, and run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True)
     command = commands.add_parser("run", help="train and evaluate")
     command.add_argument("-o", "--output", type=Path, required=True)
     command.add_argument("--task", choices=["reach", "bits"], default="reach")
-    command.add_argument("--seeds", type=int, default=5, help="how many")
+    command.add_argument("--seeds", type=int, default=5, help="number of seeds (default: 5)")
     command.add_argument("--first-seed", type=int, default=101)
     command.add_argument("-n", "--n-timesteps", type=int)
-    command.add_argument("--variants", nargs="*", help="some of them, by name")
+    command.add_argument("--variants", nargs="*", help="names of the variants (default: all)")
     command.set_defaults(function=run)
     command = commands.add_parser("table", help="print a table of final success rates")
     command.add_argument("results", type=Path)
     command.set_defaults(function=table)
-    command = commands.add_parser("plot", help="draw the success rates during training; in grey those of all parts")
+    command = commands.add_parser("plot", help="plot the success rates during training, with those of all parts in grey")
     command.add_argument("results", type=Path)
     command.add_argument("-o", "--output", type=Path, required=True)
     command.set_defaults(function=plot)

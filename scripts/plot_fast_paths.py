@@ -19,7 +19,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from curves import Episodes, section_means
+from curves import EpisodeRecorder, section_means
 from stable_baselines3.common.base_class import BaseAlgorithm
 from stable_baselines3.common.env_util import make_vec_env
 from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
@@ -86,7 +86,7 @@ def learning_curve(task: Task, kind: str, seed: int) -> FloatArray:
     env = make_vec_env(task.env, task.n_envs, seed=seed)
     options = {**task.options, "bf16": True} if kind == "bfloat16" else task.options
     model = task.algorithm(task.policy, env, seed=seed, device="cpu", **options)
-    episodes = Episodes()
+    episodes = EpisodeRecorder()
     with fast.disabled() if kind == "reference" else nullcontext():
         model.learn(task.n_timesteps, callback=episodes)
     env.close()

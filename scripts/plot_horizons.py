@@ -1,9 +1,9 @@
 """
-Draw what the look-ahead of the return does to learning: NStepA2C with k = 1, 5, 20 rewards and all to the end of the rollout.
+Plot the effect of the look-ahead on learning: NStepA2C with k = 1, 5, 20 rewards, and with all to the end of the rollout.
 
     python scripts/plot_horizons.py --seeds 5 --output docs/images/horizons.png
 
-Everything but k is the same, in both tasks. It takes about three minutes of one core.
+All other settings are equal in both tasks. It takes about three minutes on one core.
 """
 
 import argparse
@@ -16,9 +16,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import numpy.typing as npt
 import torch as th
-from curves import Episodes, section_means
+from curves import EpisodeRecorder, section_means
 from stable_baselines3.common.env_util import make_vec_env
-from tqdm import tqdm  # type: ignore[import-untyped]  # its stubs are no dependency of ours
+from tqdm import tqdm  # type: ignore[import-untyped]  # no stubs installed
 
 from sb3_pg import NStepA2C
 
@@ -28,9 +28,9 @@ TASKS = ("CartPole-v1", "Acrobot-v1")
 HORIZONS: dict[str, int | None] = {"k = 1": 1, "k = 5": 5, "k = 20": 20, "k = ∞": None}
 SETTINGS: dict[str, Any] = {"n_steps": 128, "gamma": 0.99, "learning_rate": 3e-3, "max_grad_norm": None}
 N_ENVS = 8
-# Seeds of results lie beyond those that chose the settings.
+# Seeds for results, beyond those used to choose the settings.
 FIRST_SEED = 101
-# A curve has that many points, each the mean reward of the training episodes that ended since the one before.
+# Points of a curve, each the mean reward of the training episodes since the previous point.
 N_POINTS = 25
 
 
@@ -39,13 +39,13 @@ def learning_curve(task: str, return_steps: int | None, seed: int, n_timesteps: 
     Train once.
 
     :param task: id of the environment
-    :param return_steps: the look-ahead
-    :param seed: of everything
-    :param n_timesteps: length of the training, in steps of all environments together
-    :return: ``[N_POINTS]``, mean reward of the episodes of each section of the training
+    :param return_steps: look-ahead of the return
+    :param seed: seed of environments and algorithm
+    :param n_timesteps: number of training steps, all environments together
+    :return: ``[N_POINTS]``, mean reward of the episodes of each section of training
     """
     env = make_vec_env(task, n_envs=N_ENVS, seed=seed)
-    episodes = Episodes()
+    episodes = EpisodeRecorder()
     model = NStepA2C("MlpPolicy", env, return_steps=return_steps, seed=seed, device="cpu", **SETTINGS)
     model.learn(n_timesteps, callback=episodes)
     env.close()
@@ -54,11 +54,11 @@ def learning_curve(task: str, return_steps: int | None, seed: int, n_timesteps: 
 
 def draw(curves: dict[str, dict[str, FloatArray]], n_timesteps: int, output: Path) -> None:
     """
-    Draw an axes for each task, a curve for each horizon: median over the seeds, shaded from the lowest to the highest.
+    Plot one panel per task and one curve per horizon: the median over the seeds, shaded from the lowest to the highest.
 
-    :param curves: ``[S, N_POINTS]`` for each horizon of each task
-    :param n_timesteps: as of :func:`learning_curve`
-    :param output: picture to write; its ending chooses the format
+    :param curves: task -> horizon -> rewards ``[S, N_POINTS]``
+    :param n_timesteps: number of training steps
+    :param output: file to write; the suffix selects the format
     """
     figure, axes_of_tasks = plt.subplots(1, len(curves), figsize=(4.5 * len(curves), 3.8), layout="constrained")
     steps = np.linspace(0, n_timesteps, N_POINTS + 1)[1:]
@@ -81,10 +81,10 @@ def draw(curves: dict[str, dict[str, FloatArray]], n_timesteps: int, output: Pat
 
 def table(curves: dict[str, dict[str, FloatArray]]) -> str:
     """
-    Tabulate the last fifth of the training.
+    Tabulate the last fifth of training.
 
-    :param curves: as of :func:`draw`
-    :return: median, lowest and highest over the seeds, for each task and horizon
+    :param curves: task -> horizon -> rewards ``[S, N_POINTS]``
+    :return: Markdown table of median, lowest and highest over the seeds, for each task and horizon
     """
     lines = ["| task | k | median | lowest | highest |", "|---|---|---|---|---|"]
     for task, horizons in curves.items():
@@ -97,21 +97,23 @@ def table(curves: dict[str, dict[str, FloatArray]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """
-    Train, draw and tabulate.
+    Train, plot and tabulate.
 
-    :param arguments: of the command line; ``None``: those that the process was started with
+    :param arguments: command-line arguments; ``None``: ``sys.argv[1:]``
     """
-    parser = argparse.ArgumentParser(description="Draw learning curves of NStepA2C for several look-aheads of the return.")
-    parser.add_argument("--seeds", type=int, default=5, help="number of trainings of each (default: 5)")
-    parser.add_argument("--n-timesteps", type=int, default=100_000, help="environment steps of each (default: 100000)")
-    parser.add_argument("--output", type=Path, default=Path("horizons.png"), help="picture (default: horizons.png)")
+    parser = argparse.ArgumentParser(description="Plot learning curves of NStepA2C for several look-aheads of the return.")
+    parser.add_argument("--seeds", type=int, default=5, help="number of training runs per curve (default: 5)")
+    parser.add_argument(
+        "--n-timesteps", type=int, default=100_000, help="environment steps per training run (default: 100000)"
+    )
+    parser.add_argument("--output", type=Path, default=Path("horizons.png"), help="figure to write (default: horizons.png)")
     args = parser.parse_args(arguments)
     if args.seeds < 1 or args.n_timesteps < 1:
         parser.error("--seeds and --n-timesteps must be at least 1")
     mpl.use("agg")
     th.set_num_threads(1)
     curves: dict[str, dict[str, FloatArray]] = {}
-    with tqdm(total=len(TASKS) * len(HORIZONS) * args.seeds, unit="training") as progress:
+    with tqdm(total=len(TASKS) * len(HORIZONS) * args.seeds, unit="run") as progress:
         for task in TASKS:
             curves[task] = {}
             for label, return_steps in HORIZONS.items():

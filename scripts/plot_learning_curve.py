@@ -1,5 +1,5 @@
 """
-Draw the learning curve of a run of the zoo: the reward of its training episodes and of its evaluations over the steps.
+Plot the learning curve of a run of the zoo: rewards of training episodes and evaluations over environment steps.
 
     python scripts/plot_learning_curve.py logs/vpg/CartPole-v1_1 --output curve.png
 """
@@ -21,12 +21,12 @@ FloatArray = npt.NDArray[np.float64]
 @dataclass(frozen=True)
 class LearningCurve:
     """
-    What a run logged.
+    Rewards logged by a run.
 
-    :param steps: ``[E]`` environment steps taken, in all environments together, at the end of each training episode.
-    :param rewards: ``[E]`` undiscounted sum of rewards of each training episode.
-    :param eval_steps: ``[K]`` environment steps at each evaluation; empty if the run had none.
-    :param eval_rewards: ``[K, M]`` the same sums for the M episodes of each evaluation.
+    :param steps: ``[E]`` environment steps at the end of each training episode, all environments together.
+    :param rewards: ``[E]`` undiscounted return of each training episode.
+    :param eval_steps: ``[K]`` environment steps at each evaluation; empty if there was none.
+    :param eval_rewards: ``[K, M]`` undiscounted returns of the M episodes of each evaluation.
     """
 
     steps: FloatArray
@@ -37,16 +37,16 @@ class LearningCurve:
 
 def read_run(run: Path) -> LearningCurve:
     """
-    Read the monitor files and, where there is one, the evaluation log.
+    Read the monitor files and, if it exists, the evaluation log.
 
     :param run: Log folder of the run.
-    :return: The two curves.
-    :raises ValueError: The folder holds no finished training episode.
+    :return: The logged rewards.
+    :raises ValueError: The folder contains no finished training episode.
     """
     try:
         episodes = load_results(str(run))
     except LoadMonitorResultsError as error:
-        raise ValueError(f"{run} is no log folder of a run: {error}") from error
+        raise ValueError(f"{run} is not the log folder of a run: {error}") from error
     if episodes.empty:
         raise ValueError(f"{run} holds no finished training episode")
     eval_steps, eval_rewards = np.empty(0), np.empty((0, 1))
@@ -63,11 +63,11 @@ def read_run(run: Path) -> LearningCurve:
 
 def running_mean(values: FloatArray, window: int) -> FloatArray:
     """
-    Average each value with those before it.
+    Compute a running mean over the preceding values.
 
-    :param values: ``[E]``
-    :param window: How many values to average; near the start, as many as there are.
-    :return: ``[E]``
+    :param values: ``[E]``, the values.
+    :param window: Number of values to average, fewer near the start.
+    :return: ``[E]``, the means.
     """
     sums = np.concatenate([[0.0], values.cumsum()])
     ends = np.arange(1, len(values) + 1)
@@ -78,10 +78,10 @@ def running_mean(values: FloatArray, window: int) -> FloatArray:
 
 def title_of(run: Path) -> str:
     """
-    Say what a run is; the zoo names its folders ``algorithm/environment_number``.
+    Derive the title from the folder name ``algorithm/environment_number``.
 
     :param run: Log folder of the run.
-    :return: Heading of its picture.
+    :return: Title of the figure.
     """
     environment, _, number = run.name.rpartition("_")
     return f"{run.parent.name.upper()} on {environment}" if environment and number.isdigit() else run.name
@@ -89,12 +89,12 @@ def title_of(run: Path) -> str:
 
 def draw(curve: LearningCurve, title: str, output: Path, window: int) -> None:
     """
-    Write the picture.
+    Draw the figure and save it.
 
-    :param curve: What to draw.
-    :param title: Heading.
-    :param output: File to write; its ending chooses the format.
-    :param window: Training episodes in the running mean.
+    :param curve: The logged rewards.
+    :param title: Title of the figure.
+    :param output: File to write; the suffix selects the format.
+    :param window: Number of training episodes in the running mean.
     """
     figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
     axes.plot(curve.steps, curve.rewards, ".", color="0.6", markersize=3, alpha=0.6, label="training episode", rasterized=True)
@@ -117,10 +117,10 @@ def draw(curve: LearningCurve, title: str, output: Path, window: int) -> None:
 
 
 def main() -> None:
-    """Draw one run and say where the picture is."""
-    parser = argparse.ArgumentParser(description="Draw the learning curve of a run of the zoo.")
-    parser.add_argument("run", type=Path, help="its log folder, for example logs/vpg/CartPole-v1_1")
-    parser.add_argument("-o", "--output", type=Path, help="picture to write (default: learning_curve.png in the log folder)")
+    """Plot one run."""
+    parser = argparse.ArgumentParser(description="Plot the learning curve of a run of the zoo.")
+    parser.add_argument("run", type=Path, help="log folder of the run, for example logs/vpg/CartPole-v1_1")
+    parser.add_argument("-o", "--output", type=Path, help="figure to write (default: learning_curve.png in the log folder)")
     parser.add_argument("--window", type=int, default=50, help="training episodes in the running mean (default: 50)")
     args = parser.parse_args()
     if args.window < 1:

@@ -1,5 +1,5 @@
 """
-Draw the success rates of the evaluations of runs of the zoo: an axes for each environment, a line for each run.
+Plot the success rates of evaluations of the zoo's runs: one panel per environment, one line per run.
 
     python scripts/plot_success.py logs/her_ddpg/FetchPush-v4_1 logs/her_ddpg/FetchPush-v4_2 --output success.png
 """
@@ -21,23 +21,23 @@ Curve = tuple[FloatArray, FloatArray]
 def read_run(run: Path) -> Curve:
     """
     :param run: log folder of a run
-    :return: ``[K]`` environment steps at each evaluation, ``[K]`` share of its episodes that succeeded
-    :raises ValueError: the folder has no such evaluations
+    :return: ``[K]`` environment steps at each evaluation, ``[K]`` success rate of its episodes
+    :raises ValueError: the folder contains no evaluations with success rates
     """
     path = run / "evaluations.npz"
     if not path.is_file():
         raise ValueError(f"{run} holds no evaluations.npz: train with --eval-freq")
     with np.load(path) as log:
         if "successes" not in log:
-            raise ValueError(f"{path} says nothing of successes: the infos of the environment need 'is_success'")
+            raise ValueError(f"{path} contains no success rates: the infos of the environment need 'is_success'")
         return log["timesteps"].astype(float), log["successes"].mean(axis=1)
 
 
 def group(runs: Sequence[Path]) -> dict[str, list[Curve]]:
     """
-    :param runs: log folders; the zoo calls them ``environment_number``
-    :return: environment -> curves of its runs, in the order given
-    :raises ValueError: one of them cannot be read
+    :param runs: log folders, named ``environment_number`` by the zoo
+    :return: environment -> curves of its runs, in the given order
+    :raises ValueError: a log folder cannot be read
     """
     groups: dict[str, list[Curve]] = {}
     for run in runs:
@@ -48,7 +48,7 @@ def group(runs: Sequence[Path]) -> dict[str, list[Curve]]:
 def draw(groups: Mapping[str, Sequence[Curve]], output: Path) -> None:
     """
     :param groups: environment -> curves of its runs
-    :param output: picture to write; its ending chooses the format
+    :param output: file to write; the suffix selects the format
     """
     figure, grid = plt.subplots(1, len(groups), figsize=(4 * max(len(groups), 1.6), 3.6), layout="constrained", squeeze=False)
     for axes, (env, curves) in zip(grid.flat, groups.items(), strict=True):
@@ -67,10 +67,10 @@ def draw(groups: Mapping[str, Sequence[Curve]], output: Path) -> None:
 
 
 def main() -> None:
-    """Draw the runs and say where the picture is."""
-    parser = argparse.ArgumentParser(description="Draw the success rates of the evaluations of runs of the zoo.")
+    """Plot the runs."""
+    parser = argparse.ArgumentParser(description="Plot the success rates of the evaluations of runs of the zoo.")
     parser.add_argument("runs", type=Path, nargs="+", help="log folders, for example logs/her_ddpg/FetchPush-v4_1")
-    parser.add_argument("-o", "--output", type=Path, required=True, help="picture to write")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="figure to write")
     args = parser.parse_args()
     try:
         groups = group([run.resolve() for run in args.runs])

@@ -1,11 +1,11 @@
 """
-Variance of the two estimators of the policy gradient, on a quadratic Q whose gradient is known.
+Variance of the two gradient estimators of SVG0, on a quadratic Q with a known gradient.
 
     python scripts/plot_svg0_variance.py -o docs/images/svg0_variance.png
 
-Q(a) = -|a|^2 / 2 + offset, and a ~ N(m, s^2 I): the exact gradient with respect to m is -m. Shown is the total variance of
-the estimates of a single draw, for a growing number of action dimensions, and for a growing offset, which changes nothing in
-the task: a critic off by a constant is as good as any.
+Q(a) = -|a|^2 / 2 + offset, and a ~ N(m, s^2 I): the exact gradient with respect to m is -m. The figure shows the total
+variance of single-sample estimates, over the number of action dimensions, and over the offset. The offset does not change the
+task: a critic may be wrong by a constant.
 """
 
 import argparse
@@ -28,7 +28,7 @@ def variance(estimator: str, dim: int, offset: float, std: float, n_draws: int) 
     :param offset: constant added to Q
     :param std: standard deviation of the policy
     :param n_draws: number of estimates
-    :return: variance of the estimates of a single draw, summed over the dimensions
+    :return: variance of a single-sample estimate, summed over the dimensions
     """
     th.manual_seed(0)
     mean = th.full((n_draws, dim), 1 / dim**0.5, requires_grad=True)  # of length 1
@@ -46,18 +46,18 @@ def variance(estimator: str, dim: int, offset: float, std: float, n_draws: int) 
 
 def curves(compute: Callable[[str, float], float], values: Sequence[float]) -> dict[str, list[float]]:
     """
-    :param compute: variance for an estimator and a value
-    :param values: what to vary
-    :return: for each estimator its variances
+    :param compute: function of an estimator and a value that returns the variance
+    :param values: values of the varied quantity
+    :return: estimator -> variances
     """
     return {estimator: [compute(estimator, value) for value in values] for estimator in ESTIMATORS}
 
 
 def plot(output: Path, std: float, n_draws: int) -> None:
     """
-    :param output: the picture
+    :param output: figure to write
     :param std: standard deviation of the policy
-    :param n_draws: number of estimates for each point
+    :param n_draws: number of estimates per point
     """
     dims, offsets = [1, 2, 4, 8, 16, 32, 64], [0, 1, 2, 5, 10, 20, 50, 100]
     panels = [
@@ -81,11 +81,11 @@ def plot(output: Path, std: float, n_draws: int) -> None:
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("-o", "--output", type=Path, default=Path("svg0_variance.png"), help="the picture")
+    parser.add_argument("-o", "--output", type=Path, default=Path("svg0_variance.png"), help="figure to write")
     parser.add_argument("--std", type=float, default=0.3, help="standard deviation of the policy")
-    parser.add_argument("--draws", type=int, default=50_000, help="number of estimates for each point")
+    parser.add_argument("--draws", type=int, default=50_000, help="number of estimates per point")
     args = parser.parse_args()
     plot(args.output, args.std, args.draws)
 

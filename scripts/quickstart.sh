@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# From a fresh checkout to a trained VPG: set up .venv (once), train with the RL Zoo's own command, evaluate, draw the learning curve.
-# PYTHON=python3.12 chooses the Python, SEED=3 the seed of the training.
+# From a fresh checkout to a trained VPG: set up .venv (once), train with the RL Zoo's own command, evaluate, plot the learning curve.
+# PYTHON=python3.12 selects the Python version, SEED=3 the seed of training.
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 venv=.venv
 stamp=$venv/.sb3-pg-quickstart
 python=$(find_python)
-# Whatever decides what is installed, and where. The sources do not count: they are installed in place (-e).
+# Everything that determines what is installed, and where. The sources are installed in place (-e), so they do not matter.
 wanted=$(cat constraints.txt setup.cfg setup.py pyproject.toml | cksum)
 wanted+=" $("$python" -c 'import sys; print(sys.base_prefix, sys.version.split()[0])') $PWD"
 
-# The stamp is there from the start, so that a folder of somebody else's is told from a set-up that was cut off, and says what is
-# installed only when everything is. Renaming first keeps it so if the removal is cut off.
+# The stamp file exists from the start, so that a foreign folder can be distinguished from an interrupted set-up. Its content is
+# written when everything is installed. The old folder is renamed first, in case its removal is interrupted.
 if [[ ! -e $stamp || $(<"$stamp") != "$wanted" ]]; then
     [[ ! -e $venv || -e $stamp ]] || die "$PWD/$venv was not made by this script and is left alone; move it away and try again"
     echo "== Setting up $PWD/$venv (once, a minute or two) =="
@@ -20,14 +20,14 @@ if [[ ! -e $stamp || $(<"$stamp") != "$wanted" ]]; then
     rm -rf "$venv-old"
     mkdir "$venv"
     touch "$stamp"
-    # setuptools warns of every installation in place, whatever it holds.
+    # setuptools warns of every editable installation.
     PYTHONWARNINGS=ignore create_venv "$python" "$venv" -e . matplotlib
     echo "$wanted" >"$stamp"
 fi
-# The command below is then what a reader of the zoo's manual would type.
+# The command below is the same as in the zoo's manual.
 export PATH="$PWD/$venv/bin:$PATH"
 
-# Several threads slow networks of this size down, tenfold where other programs want the cores too.
+# Several threads slow down networks of this size, up to tenfold on a busy machine.
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 
 echo "== Training =="

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Everything that must hold: lint, format, strict types, and all tests against the package as it is installed.
-# From nothing, in an environment of its own that is removed at the end. Arguments go to pytest: scripts/test.sh -k returns
+# All checks: lint, format, strict types, and the tests against the installed package.
+# Runs in a new virtual environment that is removed at the end. Arguments are passed on to pytest: scripts/test.sh -k returns
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
 python=$(find_python)
@@ -9,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 trap 'exit 130' INT TERM HUP
 
 echo "== install (Python $("$python" -c 'import platform; print(platform.python_version())')) =="
-# Built from a copy, so that nothing left over from an earlier build in the checkout gets into the package.
+# Built from a copy, so that no files of earlier builds in the checkout get into the package.
 mkdir "$work/source"
 tar -cf - --exclude='./.git' --exclude='./.venv*' --exclude='./logs' --exclude='./build' --exclude='./dist' --exclude='*.egg-info' . |
     tar -xf - -C "$work/source"
@@ -24,6 +24,6 @@ echo "== types =="
 mypy sb3_pg scripts tests
 
 echo "== tests =="
-# The workers must agree on the names of the tests, those with a set in them too.
+# The workers must generate the same test ids, even if these depend on the order of a set.
 export PYTHONHASHSEED=0
 pytest --installed -n "${PYTEST_WORKERS:-2}" --durations 15 "$@" </dev/null

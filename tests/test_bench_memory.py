@@ -36,4 +36,4 @@ def test_the_peak_stays_when_memory_is_given_back(bench_memory: ModuleType) -> N
 def test_an_unknown_case_is_named(bench_memory: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench_memory.main(["everything"])
-    assert "no such case: everything (there are her, rollout)" in capsys.readouterr().err
+    assert "no such case: everything (available: her, rollout)" in capsys.readouterr().err

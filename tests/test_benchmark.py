@@ -293,7 +293,7 @@ def test_two_at_once_do_not_share_a_label(folder: Path, call: Callable[[str], ob
     [
         ("--algo a2c --env Walk-v1 --conf none.yml", "none.yml does not exist"),
         ("--algo nonsense --env CartPole-v1", "no hyperparameters for --algo nonsense"),
-        ("--algo a2c --env CartPole-v1 --label a/b", "'a/b' is no name of a folder"),
+        ("--algo a2c --env CartPole-v1 --label a/b", "'a/b' is not a valid folder name"),
         ("--algo a2c --env Walk-v1 --conf conf.yml", "conf.yml has no entry for Walk-v1"),
     ],
 )

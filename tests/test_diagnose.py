@@ -484,9 +484,7 @@ def test_a_critic_is_used_only_for_its_own_discount(tmp_path: Path) -> None:
 def test_models_that_do_not_fit(tmp_path: Path) -> None:
     path = tmp_path / "model.zip"
     VPG("MlpPolicy", "CartPole-v1", device="cpu").save(path)
-    with pytest.raises(
-        ValueError, match=r"model.zip does not fit Pendulum-v1: Observation spaces"
-    ):
+    with pytest.raises(ValueError, match=r"model.zip does not fit Pendulum-v1: Observation spaces"):
         measure("Pendulum-v1", path, n_batches=2)
     with pytest.raises(ValueError, match="policy='MlpPolicy' is for a new policy"):
         measure("CartPole-v1", path, policy="MlpPolicy", n_batches=2)

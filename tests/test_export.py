@@ -64,7 +64,7 @@ def page() -> Iterator[dict[str, Any]]:
         # TorchScript is deprecated, traced shapes become constants, and torch's exporter calls deprecated functions.
         warnings.simplefilter("ignore", DeprecationWarning)
         warnings.simplefilter("ignore", FutureWarning)
-        warnings.filterwarnings("ignore", message="Converting a tensor to a Python")
+        warnings.filterwarnings("ignore", message=".*might cause the trace to be incorrect")
         yield names
 
 

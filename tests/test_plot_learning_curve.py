@@ -73,7 +73,7 @@ def test_the_title_names_algorithm_and_environment(script: ModuleType) -> None:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "is no log folder of a run"),
+        (None, "is not the log folder of a run"),
         ('#{"t_start": 100.0, "env_id": "Env-v0"}\nr,l,t\n', "no finished training episode"),
     ],
     ids=["empty", "no episode"],

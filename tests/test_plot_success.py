@@ -53,5 +53,5 @@ def test_what_is_missing_is_said(script: ModuleType, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no evaluations\.npz: train with --eval-freq"):
         script.read_run(tmp_path)
     run = make_run(tmp_path / "CartPole-v1_1", timesteps=[10], results=[[1.0]])
-    with pytest.raises(ValueError, match="says nothing of successes"):
+    with pytest.raises(ValueError, match="contains no success rates"):
         script.read_run(run)

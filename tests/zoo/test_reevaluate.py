@@ -688,7 +688,9 @@ def test_wrong_options_are_named(more: str, message: str, processes: Processes, 
 
 def test_what_is_wrong_with_the_study_is_one_line(processes: Processes) -> None:
     study_of("vpg", [1.0])
-    with pytest.raises(SystemExit, match=r"^python -m sb3_pg.zoo reevaluate: trial 0 has no '.*': it is not a trial of her_ddpg"):
+    with pytest.raises(
+        SystemExit, match=r"^python -m sb3_pg.zoo reevaluate: trial 0 has no '.*': it is not a trial of her_ddpg"
+    ):
         call("--algo her_ddpg")
     with pytest.raises(SystemExit, match="has no study 't'; it has 's'"):
         main(["--storage", "s.log", "--study-name", "t"])
