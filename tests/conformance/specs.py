@@ -107,7 +107,9 @@ class Spec:
         :param kwargs: further arguments
         :return: a small model of SB3's class
         """
-        return self._build(self.peer_class, self.peer_options, env, kwargs)
+        names = {"replay_buffer_class"} & set(self.peer_options)
+        resolved = {name: pkgutil.resolve_name(self.peer_options[name]) for name in names}
+        return self._build(self.peer_class, {**self.peer_options, **resolved}, env, kwargs)
 
     def _build(self, cls: Any, options: Options, env: Any, kwargs: Options) -> Any:
         env = self.envs() if env is None else env
@@ -159,6 +161,7 @@ SPECS: dict[str, Spec] = {
             small={"policy": "MlpPolicy", "env": "CartPole-v1", "n_steps": 32},
             options={"n_steps": 6},
             peer="stable_baselines3:A2C",
+            peer_options={"n_steps": 6},
             variants={
                 "joint": {"n_value_updates": 0, "advantage_estimator": "n_step", "return_steps": 2},
                 "critic_first": {"critic_first": True, "value_batch_size": 4, "n_value_updates": 3},
@@ -177,6 +180,7 @@ SPECS: dict[str, Spec] = {
             small={"policy": "MlpPolicy", "env": "CartPole-v1"},
             options={"n_steps": 6},
             peer="stable_baselines3:A2C",
+            peer_options={"n_steps": 6},
             variants={
                 "two_rates": {"return_steps": 2, "value_learning_rate": 1e-2},
                 "gae": {"gae_lambda": 0.9, "normalize_advantage": True, "use_rms_prop": "tf"},
@@ -214,8 +218,8 @@ SPECS: dict[str, Spec] = {
             options={"batch_size": 16, "gradient_steps": 2, "train_freq": 1, "buffer_size": 1000},
             peer="stable_baselines3:DDPG",
             peer_options={
-                "replay_buffer_class": "HerReplayBuffer",
-                "learning_starts": 30,
+                "replay_buffer_class": "stable_baselines3:HerReplayBuffer",
+                "learning_starts": 20,
                 "batch_size": 16,
                 "gradient_steps": 2,
                 "buffer_size": 1000,
