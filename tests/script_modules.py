@@ -1,4 +1,4 @@
-"""The scripts of the repository, which are no package, as modules."""
+"""Import the scripts of the repository, which are not a package, as modules."""
 
 import importlib.util
 import sys
@@ -12,15 +12,15 @@ def load(name: str) -> ModuleType:
     """
     Import a script.
 
-    :param name: of the file, without its ending
+    :param name: file name without suffix
     :return: the module
     """
     spec = importlib.util.spec_from_file_location(name, FOLDER / f"{name}.py")
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # where its dataclasses look for it
+    sys.modules[name] = module  # needed by dataclasses
     if str(FOLDER) not in sys.path:
-        sys.path.append(str(FOLDER))  # as when it is run: scripts import each other
+        sys.path.append(str(FOLDER))  # scripts import one another
     spec.loader.exec_module(module)
     return module

@@ -33,10 +33,10 @@ def benchmark() -> ModuleType:
 @pytest.fixture
 def zoo(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     """
-    Replace the processes.
+    Replace the processes by a fake.
 
     :param monkeypatch: pytest's own.
-    :return: What stands in for them.
+    :return: The fake.
     """
     zoo = StandIn(runs.start)
     monkeypatch.setattr(runs, "start", zoo.start)
@@ -195,7 +195,7 @@ def test_only_what_is_unfinished_runs_again(folder: Path, call: Callable[[str], 
 
     assert trained_by(line) == everything
     assert trained_by(line) == []
-    # Cut off half-way: it starts anew, in a clean folder.
+    # An interrupted run starts from scratch in an empty folder.
     cut_off = folder / "out/a2c/CartPole-v1/seed_2"
     (cut_off / "result.json").unlink()
     (cut_off / "left_over").touch()
@@ -281,7 +281,7 @@ def test_two_at_once_do_not_share_a_label(folder: Path, call: Callable[[str], ob
     (folder / "out").mkdir()
     line = "run --algo a2c --env CartPole-v1 --seeds 1 -o out --conf conf.yml"
     with (folder / "out/.a2c.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # refuses only who wants the folder alone
+        fcntl.flock(lock, fcntl.LOCK_SH)  # conflicts with an exclusive lock only
         assert "another benchmark writes to out" in str(call(line))
         assert zoo.trained == []
         assert call(f"{line} --label other") == 0

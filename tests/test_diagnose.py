@@ -159,7 +159,7 @@ def test_accuracy_of_the_reference() -> None:
 @pytest.fixture(scope="module")
 def mdp() -> TabularMDP:
     """
-    Make an MDP of two steps: the first action leads to state 1 or 2, whose rewards are 1 and -1 whatever the second one is.
+    Make an MDP of two steps: the first action leads to state 1 or 2, with rewards 1 and -1 for any second action.
 
     :return: the MDP
     """
@@ -297,7 +297,7 @@ def test_measured_moments_are_the_exact_ones(mdp: TabularMDP, model: tuple[VPG, 
         assert abs(row.cosine.value - exact.probability @ exact.cosines()) < direction_error, name
         bias, bias_error = np.linalg.norm(exact.mean - exact.gradient) / scale, (mean_error + reference_error) / scale
         assert abs(row.bias.value - bias) < bias_error, name
-        assert bias < 1e-6 or bias > bias_error, f"{name}: the test cannot tell this bias from none"
+        assert bias < 1e-6 or bias > bias_error, f"{name}: the test cannot detect this bias"
 
 
 def test_all_estimators_see_the_same_episodes(mdp: TabularMDP, model: tuple[VPG, Path]) -> None:
@@ -311,7 +311,7 @@ def test_all_estimators_see_the_same_episodes(mdp: TabularMDP, model: tuple[VPG,
 
 
 def test_steps_are_those_of_the_episodes_in_the_estimate() -> None:
-    # Two environments for episodes of random length: the faster one goes on, and is not counted.
+    # Two environments with episodes of random length: additional steps of the faster one do not count.
     config = SamplingConfig(make_env(layered_mdp(0)), {}, None, "LinearPolicy", {}, False, -1, {}, 0.9, 2, True)
     sampler = Sampler(config._replace(parameters=VPG("LinearPolicy", TabularEnv(layered_mdp(0))).policy.state_dict()))
     estimates = sampler.draw(Job(Estimator("reward_to_go", "none"), range(40)))

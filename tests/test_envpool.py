@@ -29,7 +29,7 @@ try:
 except (ImportError, FileNotFoundError) as error:
     MISSING = str(error)
 
-# Its assets are too large to be installed for every run of the tests.
+# Its assets are too large to be installed for all test runs.
 needs_envpool = pytest.mark.skipif(MISSING != "", reason=f"EnvPool or its assets are not installed: {MISSING}")
 
 SetState = Callable[[Any, np.ndarray], None]
@@ -39,7 +39,7 @@ Policy = Callable[[np.ndarray], np.ndarray]
 def set_cartpole(env: Any, obs: np.ndarray) -> None:
     """
     :param env: Gymnasium's environment
-    :param obs: what it shall observe
+    :param obs: observation to set
     """
     env.state = obs.astype(np.float64)
     env.steps_beyond_terminated = None
@@ -48,7 +48,7 @@ def set_cartpole(env: Any, obs: np.ndarray) -> None:
 def set_state(env: Any, obs: np.ndarray) -> None:
     """
     :param env: Gymnasium's environment
-    :param obs: what it shall observe
+    :param obs: observation to set
     """
     env.state = obs.copy()
 
@@ -56,7 +56,7 @@ def set_state(env: Any, obs: np.ndarray) -> None:
 def set_pendulum(env: Any, obs: np.ndarray) -> None:
     """
     :param env: Gymnasium's environment
-    :param obs: what it shall observe
+    :param obs: observation to set
     """
     env.state = np.array([np.arctan2(obs[1], obs[0]), obs[2]], dtype=np.float64)
 
@@ -64,7 +64,7 @@ def set_pendulum(env: Any, obs: np.ndarray) -> None:
 def set_acrobot(env: Any, obs: np.ndarray) -> None:
     """
     :param env: Gymnasium's environment
-    :param obs: what it shall observe
+    :param obs: observation to set
     """
     env.state = np.array([np.arctan2(obs[1], obs[0]), np.arctan2(obs[3], obs[2]), obs[4], obs[5]], dtype=np.float64)
 
@@ -72,7 +72,7 @@ def set_acrobot(env: Any, obs: np.ndarray) -> None:
 def set_mujoco(env: Any, obs: np.ndarray) -> None:
     """
     :param env: Gymnasium's environment, which does not observe where it is, of which the reward does not depend either
-    :param obs: what it shall observe
+    :param obs: observation to set
     """
     nq, nv = env.model.nq, env.model.nv
     hidden = {"HalfCheetah-v5": 1, "Hopper-v5": 1, "Swimmer-v5": 2}.get(env.spec.id, 0)
@@ -350,7 +350,7 @@ def test_what_envpool_lacks_is_refused(arguments: dict[str, Any], message: str) 
 
 
 def test_without_the_package_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "envpool", None)  # so Python marks a module that cannot be found
+    monkeypatch.setitem(sys.modules, "envpool", None)  # marks a module that cannot be imported
     with pytest.raises(ImportError, match=r"pip install 'sb3-pg\[envpool\]'"):
         EnvPoolVecEnv("CartPole-v1")
 

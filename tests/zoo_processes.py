@@ -13,17 +13,17 @@ REWARDS = [1.0, 2.0, 6.0]
 
 class StandIn:
     """
-    Stands in for the processes: writes what the zoo and the evaluation would write, in no time.
+    Fake of the processes, which writes the output of the zoo and the evaluation immediately.
 
-    :param start: The function that starts a process.
+    :param start: Function that starts a process.
     """
 
     def __init__(self, start: Callable[[Sequence[str], Path], subprocess.Popen[bytes]]) -> None:
         self._start = start
-        self.code = "print('fine')"  # what the processes do
+        self.code = "print('fine')"  # code that the processes run
         self.failing_seeds: set[str] = set()
-        self.trained: list[str] = []  # environment and seed of every training
-        self.folders: list[Path] = []  # and where it wrote
+        self.trained: list[str] = []  # environment and seed of every training run
+        self.folders: list[Path] = []  # output folders of the training runs
         self.processes: list[subprocess.Popen[bytes]] = []
         self.most_at_once = 0
 
@@ -32,8 +32,8 @@ class StandIn:
         Replace ``start`` of the runs.
 
         :param command: Arguments of Python.
-        :param log: Gets the output.
-        :return: A process that does ``code``.
+        :param log: File for the output.
+        :return: A process that runs ``code``.
         """
         code = self.code
         if "--algo" in command:

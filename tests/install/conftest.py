@@ -20,7 +20,7 @@ KINDS = ("wheel", "sdist", "editable")
 
 def is_site_packages(path: Path) -> bool:
     """
-    Tell folders with installed packages from the standard library and from checkouts.
+    Distinguish folders of installed packages from the standard library and from checkouts.
 
     :param path: An entry of ``sys.path``.
     :return: Whether something is installed there.
@@ -48,7 +48,7 @@ def dependencies(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
-    Copy the project, so that building leaves no trace in it and old builds none in the result.
+    Copy the project, so that building does not change it, and earlier builds do not change the result.
 
     :param tmp_path_factory: pytest's own.
     :return: The copy.
@@ -60,7 +60,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def archives(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """
-    Build what would be published.
+    Build the distributions.
 
     :param source: The project.
     :param tmp_path_factory: pytest's own.
@@ -77,11 +77,11 @@ def archives(source: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str
 @pytest.fixture(scope="session")
 def create(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[], Environment]:
     """
-    Make environments without sb3_pg.
+    Create environments without sb3_pg.
 
-    :param dependencies: What they borrow.
+    :param dependencies: Folder of links to installed packages.
     :param tmp_path_factory: pytest's own.
-    :return: Function that makes one.
+    :return: Function that creates an environment.
     """
 
     def make() -> Environment:
@@ -98,12 +98,12 @@ def create(dependencies: Path, tmp_path_factory: pytest.TempPathFactory) -> Call
 @pytest.fixture(scope="session")
 def install(create: Callable[[], Environment], archives: dict[str, Path], source: Path) -> Callable[[str], Environment]:
     """
-    Make environments with sb3_pg.
+    Create environments with sb3_pg.
 
-    :param create: Makes them without.
-    :param archives: What ``wheel`` and ``sdist`` install.
-    :param source: What ``editable`` installs.
-    :return: Function that makes a new one of the kind that it is given.
+    :param create: Function that creates an environment without sb3_pg.
+    :param archives: Wheel and source distribution.
+    :param source: Project folder for the editable install.
+    :return: Function of the kind of installation that creates an environment.
     """
 
     def make(kind: str) -> Environment:
@@ -117,9 +117,9 @@ def install(create: Callable[[], Environment], archives: dict[str, Path], source
 @pytest.fixture(scope="session")
 def wheel(install: Callable[[str], Environment]) -> Environment:
     """
-    Install the wheel, for tests that leave the environment as it is.
+    Install the wheel, for tests that do not change the environment.
 
-    :param install: Makes environments.
+    :param install: Function that creates environments.
     :return: The environment.
     """
     return install("wheel")
@@ -128,10 +128,10 @@ def wheel(install: Callable[[str], Environment]) -> Environment:
 @pytest.fixture(scope="session", params=KINDS)
 def installed(request: pytest.FixtureRequest, install: Callable[[str], Environment]) -> Environment:
     """
-    Install in each way, for tests that leave the environment as it is.
+    Install in each way, for tests that do not change the environment.
 
     :param request: pytest's own.
-    :param install: Makes environments.
+    :param install: Function that creates environments.
     :return: The environment.
     """
     return install(request.param)

@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-# pip must neither look for anything on an index nor make an environment of its own to build in.
+# pip must not use a package index, nor create an isolated build environment.
 PIP_INSTALL = (
     "-m",
     "pip",
@@ -23,9 +23,9 @@ class Environment:
     """
     A virtual environment.
 
-    :param folder: Where it is.
+    :param folder: Folder of the environment.
     :param site: Its site-packages.
-    :param work: An empty folder, the working directory of all commands.
+    :param work: Empty folder, the working directory of all commands.
     """
 
     folder: Path
@@ -37,8 +37,8 @@ class Environment:
         Run the environment's interpreter.
 
         :param arguments: Its arguments.
-        :param check: Whether to insist on exit status 0.
-        :param variables: Environment variables besides the usual ones.
+        :param check: Whether to require exit status 0.
+        :param variables: Additional environment variables.
         :return: The finished process with its output.
         """
         kept = {name: value for name, value in os.environ.items() if not name.startswith(("PYTHON", "SB3_PG"))}

@@ -16,7 +16,7 @@ MODEL = Path("logs", "vpg", "CartPole-v1_1", "CartPole-v1.zip")
 
 def zoo(script: str, *arguments: str) -> tuple[str, ...]:
     """
-    Write a command of the stock zoo.
+    Build a command of the original zoo.
 
     :param script: Name of the script.
     :param arguments: Its arguments.
@@ -48,7 +48,7 @@ def test_the_launcher_serves_a_target_folder(
     assert str(tmp_path / "target" / "sb3_pg" / "hyperparams" / "vpg.yml") in done.stdout
     assert (environment.work / MODEL).is_file()
     command = (environment.work / MODEL.with_suffix("") / "command.txt").read_text()
-    assert command.split()[1:5] == ["-m", "sb3_pg.zoo", "train", "--algo"]  # as typed, so that it can be typed again
+    assert command.split()[1:5] == ["-m", "sb3_pg.zoo", "train", "--algo"]  # the command as typed
 
 
 def test_the_launcher_serves_a_zip_app(create: Callable[[], Environment], archives: dict[str, Path], tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_uninstalling_leaves_nothing(
     environment.python("-c", "pass")
     before = environment.files()
     environment.python(*PIP_INSTALL, *(["--editable", source] if kind == "editable" else [archives[kind]]))
-    environment.python("-c", "import sb3_pg.zoo")  # leaves compiled files
+    environment.python("-c", "import sb3_pg.zoo")  # creates compiled files
     assert environment.files() > before
     environment.python("-m", "pip", "uninstall", "--yes", "sb3-pg")
     assert environment.files() == before

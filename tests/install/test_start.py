@@ -9,7 +9,7 @@ from install.environment import Environment
 pytestmark = pytest.mark.slow
 
 HEAVY = {"gymnasium", "numpy", "optuna", "pandas", "rl_zoo3", "sb3_contrib", "stable_baselines3", "torch"}
-# What Python 3.15 does with a `.start` file (PEP 829), twice, as it does with those of a virtual environment.
+# What Python 3.15 does with a `.start` file (PEP 829), twice, as in a virtual environment.
 START = """
 import pkgutil, sys
 for line in 2 * open(sys.argv[1]).read().split():
@@ -22,8 +22,8 @@ def modules_at_start(environment: Environment) -> set[str]:
     """
     Start the interpreter.
 
-    :param environment: Where to do that.
-    :return: What it has imported by itself.
+    :param environment: The environment.
+    :return: Modules that the interpreter has imported at start-up.
     """
     done = environment.python("-c", "import sys; print(*sys.modules)")
     assert done.stderr == ""
@@ -42,7 +42,7 @@ def test_starting_python_adds_one_module(wheel: Environment, create: Callable[[]
 
 def test_the_start_file_does_what_the_pth_file_does(installed: Environment) -> None:
     assert installed.python("-c", START, installed.site / "sb3_pg.start").stdout == "1\n"
-    # Without site no `.pth` file has been read; the module must be found all the same.
+    # Without the site module no `.pth` file is read, but the module must still be found.
     done = installed.python("-S", "-c", START, installed.site / "sb3_pg.start", PYTHONPATH=str(installed.site))
     assert (done.stdout, done.stderr) == ("1\n", "")
 
@@ -86,10 +86,10 @@ print("a2c" in rl_zoo3.ALGOS, "vpg" in rl_zoo3.ALGOS)
 
 def assert_one_warning_and_a_working_zoo(environment: Environment, reason: str) -> None:
     """
-    Check what a user sees whose sb3_pg cannot be imported.
+    Check the output if sb3_pg cannot be imported.
 
-    :param environment: Where that is so.
-    :param reason: What the warning must say.
+    :param environment: Environment with a broken sb3_pg.
+    :param reason: Expected reason in the warning.
     """
     silent = environment.python("-c", "pass")
     assert (silent.stdout, silent.stderr) == ("", "")

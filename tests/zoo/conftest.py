@@ -15,7 +15,7 @@ from sb3_pg.zoo.__main__ import main
 
 @contextlib.contextmanager
 def registered() -> Iterator[None]:
-    """Register, and put back afterwards whatever that changes."""
+    """Register our algorithms, and restore the zoo afterwards."""
     import huggingface_sb3  # type: ignore[import-untyped]  # it has no annotations
     import rl_zoo3.exp_manager as exp_manager
     from rl_zoo3.hyperparams_opt import HYPERPARAMS_CONVERTER, HYPERPARAMS_SAMPLER
@@ -43,7 +43,7 @@ def registered() -> Iterator[None]:
 @pytest.fixture
 def zoo() -> Iterator[None]:
     """
-    Register, and put back afterwards whatever that changes.
+    Register our algorithms, and restore the zoo afterwards.
 
     :return: Nothing.
     """
@@ -70,11 +70,11 @@ def run_script(folder: Path, *arguments: str) -> str:
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """
-    Run scripts of the zoo in an empty folder, which is the test's working directory, too.
+    Run scripts of the zoo in an empty folder, which is also the working directory of the test.
 
     :param tmp_path: The folder.
     :param monkeypatch: pytest's own.
-    :return: Function that takes a script and its arguments, and returns what that printed.
+    :return: Function of a script's name and its arguments that returns the output.
     """
     monkeypatch.chdir(tmp_path)
     return lambda *arguments: run_script(tmp_path, *arguments)

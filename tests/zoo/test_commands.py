@@ -21,12 +21,12 @@ from zoo.conftest import run_script
 from sb3_pg.registry import ALGOS
 from sb3_pg.zoo import children
 
-# What the zoo and the libraries that it draws with warn of is not our business here.
+# Warnings of the zoo and of the plotting libraries are not tested here.
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("zoo")]
 
 # Two episodes of Pendulum-v1.
 STEPS, EVERY = 400, 200
-# Normalised where that is allowed, but for one: there is a way with and without the statistics.
+# Some algorithms are normalised and some are not, to test with and without statistics.
 NORMALISED = ("nstep_a2c", "svg0")
 SMALL = {
     "svg0": ["batch_size:16", "gradient_steps:1", "train_freq:16", "learning_starts:50"],
@@ -43,7 +43,7 @@ TESTS = Path(__file__).resolve().parents[1]
 
 class Trained:
     """
-    What one training left, and scripts to run on it.
+    Output of a training run, and methods to run scripts on it.
 
     :param key: zoo key
     :param env: id of the environment
@@ -56,16 +56,16 @@ class Trained:
 
     def run(self, script: str, *arguments: str) -> str:
         """
-        :param script: name of one that takes the algorithm and the environment
-        :param arguments: further ones
-        :return: what it printed
+        :param script: name of a script that takes algorithm and environment
+        :param arguments: further arguments
+        :return: output of the script
         """
         return run_script(self.folder, script, "--algo", self.key, "--env", self.env, "-f", "logs", *arguments)
 
     def copy(self, folder: Path) -> "Trained":
         """
-        :param folder: an empty one
-        :return: the same in that folder
+        :param folder: empty folder
+        :return: a copy in that folder
         """
         shutil.copytree(self.folder, folder, dirs_exist_ok=True)
         return Trained(self.key, self.env, folder)
@@ -74,7 +74,7 @@ class Trained:
 def train_arguments(key: str) -> list[str]:
     """
     :param key: zoo key
-    :return: of a short training
+    :return: arguments of a short training run
     """
     params = ["n_envs:2", *SMALL.get(key, []), *(["normalize:True"] if key in NORMALISED else [])]
     return ["-n", str(STEPS), "--device", "cpu", "--seed", "1", "-params", *params]
@@ -90,7 +90,7 @@ def finished(
     :param request: pytest's own.
     :param tmp_path_factory: pytest's own.
     :param algorithms: Small models.
-    :return: A finished training with evaluations, checkpoints and TensorBoard's files.
+    :return: A finished training run with evaluations, checkpoints and TensorBoard logs.
     """
     made = Trained(request.param, algorithms[request.param]["env"], tmp_path_factory.mktemp(request.param))
     every = str(EVERY)
@@ -103,10 +103,10 @@ def finished(
 @pytest.fixture
 def trained(finished: Trained, tmp_path: Path) -> Trained:
     """
-    Hand out a copy, which a test may change.
+    Provide a copy that a test may change.
 
-    :param finished: The training.
-    :param tmp_path: Where the copy goes.
+    :param finished: The training run.
+    :param tmp_path: Parent folder of the copy.
     :return: The copy.
     """
     return finished.copy(tmp_path / "copy")
@@ -114,8 +114,8 @@ def trained(finished: Trained, tmp_path: Path) -> Trained:
 
 def load(made: Trained, path: Path, **kwargs: Any) -> BaseAlgorithm:
     """
-    :param made: whose model
-    :param path: of the model
+    :param made: the training run
+    :param path: path of the model
     :param kwargs: further arguments of ``load``
     :return: the model
     """
@@ -125,7 +125,7 @@ def load(made: Trained, path: Path, **kwargs: Any) -> BaseAlgorithm:
 def is_video(path: Path) -> bool:
     """
     :param path: a file
-    :return: whether it has moving pictures
+    :return: whether it is a video with several frames
     """
     frames, _ = count_frames_and_secs(str(path))
     return bool(frames > 1)
@@ -134,14 +134,14 @@ def is_video(path: Path) -> bool:
 @pytest.fixture
 def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Give child processes what this one has: our test environment, and ffmpeg.
+    Provide our test environment and ffmpeg to child processes.
 
-    :param tmp_path: For the files.
+    :param tmp_path: Folder for the files.
     :param monkeypatch: pytest's own.
     """
     folder = tmp_path / "outside"
     folder.mkdir()
-    # Python imports this module at its start.
+    # Python imports this module at start-up.
     register = "gymnasium.register('PointGoal-v0', entry_point='goal_envs:PointGoalEnv', max_episode_steps=10)"
     (folder / "sitecustomize.py").write_text(f"import gymnasium\n{register}\n")
     (folder / "ffmpeg").symlink_to(get_ffmpeg_exe())
@@ -152,9 +152,9 @@ def outside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def child(command: list[str], folder: Path) -> str:
     """
-    :param command: what to run
-    :param folder: where
-    :return: what it printed
+    :param command: command line
+    :param folder: working directory
+    :return: output of the process
     """
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
         printed, _ = process.communicate(timeout=300)
@@ -242,7 +242,7 @@ def test_record_training(trained: Trained) -> None:
 
 @pytest.fixture(autouse=True)
 def screen() -> Iterator[None]:
-    """Without one: figures stay until the test ends."""
+    """Use a backend without display; figures are closed after the test."""
     plt.switch_backend("agg")
     yield
     plt.close("all")
@@ -263,7 +263,7 @@ def test_plot_train(trained: Trained) -> None:
 
 
 def test_all_plots_and_plot_from_file(trained: Trained) -> None:
-    # plot_from_file takes no less than two runs.
+    # plot_from_file needs at least two runs.
     shutil.copytree(trained.log, trained.log.with_name(f"{trained.env}_2"))
     arguments = ["-a", trained.key, "-e", trained.env, "-f", "logs", "--no-million", "--no-display", "-o", "plots"]
     printed = run_script(trained.folder, "all_plots", *arguments)
@@ -311,9 +311,9 @@ def test_children_of_other_algorithms_are_left_alone() -> None:
 
 class LocalHub:
     """
-    Stands in for the hub's client: repositories are folders.
+    Fake of the hub's client, with folders as repositories.
 
-    :param root: their folder
+    :param root: parent folder of the repositories
     """
 
     def __init__(self, root: Path) -> None:
@@ -321,33 +321,33 @@ class LocalHub:
 
     def create_repo(self, repo_id: str, **_: Any) -> str:
         """
-        :param repo_id: name
-        :return: its address
+        :param repo_id: name of the repository
+        :return: URL of the repository
         """
         (self.root / repo_id).mkdir(parents=True, exist_ok=True)
         return f"hub/{repo_id}"
 
     def snapshot_download(self, repo_id: str, local_dir: Path) -> None:
         """
-        :param repo_id: name
-        :param local_dir: gets its files
+        :param repo_id: name of the repository
+        :param local_dir: target folder
         """
         shutil.copytree(self.root / repo_id, local_dir, dirs_exist_ok=True)
 
     def upload_folder(self, repo_id: str, folder_path: Path, commit_message: str) -> None:
         """
-        :param repo_id: name
-        :param folder_path: its new files
-        :param commit_message: of the change
+        :param repo_id: name of the repository
+        :param folder_path: folder with the new files
+        :param commit_message: commit message
         """
         assert commit_message
         shutil.copytree(folder_path, self.root / repo_id, dirs_exist_ok=True)
 
     def download(self, repo_id: str, filename: str, **_: Any) -> str:
         """
-        :param repo_id: name
-        :param filename: of one of its files
-        :return: its path
+        :param repo_id: name of the repository
+        :param filename: name of a file
+        :return: path of the file
         """
         from huggingface_hub.errors import EntryNotFoundError
 
@@ -360,11 +360,11 @@ class LocalHub:
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> LocalHub:
     """
-    Put the stand-in where the client is.
+    Replace the hub's client by the fake.
 
-    :param tmp_path: For its files.
+    :param tmp_path: Folder for its files.
     :param monkeypatch: pytest's own.
-    :return: The stand-in.
+    :return: The fake.
     """
     import huggingface_hub
 

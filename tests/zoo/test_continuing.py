@@ -40,9 +40,9 @@ def arguments(key: str, env: str, n_timesteps: int, *more: str) -> list[str]:
     """
     :param key: zoo key
     :param env: id of the environment
-    :param n_timesteps: how long
+    :param n_timesteps: number of steps
     :param more: further arguments
-    :return: of the zoo's training
+    :return: arguments of the zoo's training command
     """
     sizes = ["batch_size:16", "train_freq:10", "gradient_steps:1"] if key in OFF_POLICY else []
     params = ["n_envs:2", *sizes, *(["normalize:True"] if key in NORMALISED else [])]
@@ -52,16 +52,16 @@ def arguments(key: str, env: str, n_timesteps: int, *more: str) -> list[str]:
 
 def start(key: str, env: str, folder: Path) -> "subprocess.Popen[str]":
     """
-    Start a training that does not end by itself.
+    Start a training run that would take forever.
 
     :param key: zoo key
     :param env: id of the environment
     :param folder: working directory
     :return: the process
     """
-    # What pytest puts on the path is not on that of a child.
+    # pytest changes the path of this process only.
     code = "import sys, runpy, signal; sys.path[:0] = sys.argv.pop(1).split('|'); import conftest"
-    # Whoever runs the tests in the background may have had the shell ignore Ctrl-C, which children inherit.
+    # A shell ignores Ctrl-C for background jobs, and child processes inherit that.
     code += "; signal.signal(signal.SIGINT, signal.default_int_handler)"
     code += "; runpy.run_module('sb3_pg.zoo', run_name='__main__', alter_sys=True)"
     command = [sys.executable, "-c", code, str(Path(__file__).resolve().parents[1]), *arguments(key, env, LONG)]
@@ -70,9 +70,9 @@ def start(key: str, env: str, folder: Path) -> "subprocess.Popen[str]":
 
 def wait_for_checkpoint(process: "subprocess.Popen[str]", folder: Path, number: int) -> None:
     """
-    :param process: of the training
+    :param process: process of the training run
     :param folder: its working directory
-    :param number: how many there must be
+    :param number: number of checkpoints to wait for
     """
     deadline = time.monotonic() + 120
     while len(list(folder.rglob("rl_model_*[0-9]_steps.zip"))) < number:
@@ -83,8 +83,8 @@ def wait_for_checkpoint(process: "subprocess.Popen[str]", folder: Path, number: 
 
 def checkpoints(folder: Path) -> list[Path]:
     """
-    :param folder: anywhere above them
-    :return: models, the latest last
+    :param folder: folder that contains the checkpoints, at any depth
+    :return: models, the latest one last
     """
     return sorted(folder.rglob("rl_model_*[0-9]_steps.zip"), key=lambda path: int(path.stem.split("_")[2]))
 
@@ -104,14 +104,14 @@ def test_a_killed_training_goes_on_from_its_last_checkpoint(
     latest = checkpoints(tmp_path)[-1]
     steps = int(latest.stem.split("_")[2])
     for path in checkpoints(tmp_path):
-        assert load_from_zip_file(path)[0] is not None  # whole
+        assert load_from_zip_file(path)[0] is not None  # complete
     printed = command(*arguments(key, env, EVERY, "-i", str(latest)))
     assert "Loading pretrained agent" in printed
     again = tmp_path / "logs" / key / f"{env}_2"
     assert (again / f"{env}.zip").is_file()
     if key in NORMALISED:
         assert f"Loading VecNormalize stats of the checkpoint: {companion_file(str(latest), VEC_NORMALIZE)}" in printed
-        # Resets are counted, too.
+        # Resets are counted as well.
         assert observations_seen(again / env / "vecnormalize.pkl") >= steps + EVERY
     if key in OFF_POLICY:
         assert f"Loading replay buffer of the checkpoint: {companion_file(str(latest), REPLAY_BUFFER)}" in printed
@@ -131,8 +131,8 @@ def beside_buffer(model: Path) -> Path:
 
 def observations_seen(path: Path) -> float:
     """
-    :param path: of saved statistics
-    :return: number of observations that they have seen
+    :param path: path of saved statistics
+    :return: number of observations in them
     """
     with path.open("rb") as file:
         statistics: VecNormalize = pickle.load(file)
@@ -220,7 +220,7 @@ def test_saving_names_files_as_sb3_does(name: str, make_model: Callable[..., Any
 
 def cut_off(path: Path) -> None:
     """
-    :param path: to be written, but only in part
+    :param path: path of a file that is written in part only
     """
     with atomic_write(path, "zip") as part:
         Path(str(part)).write_text("aft")
@@ -276,7 +276,7 @@ def test_ctrl_c_waits_until_a_model_is_written(
 
 def fail_when_interrupted(path: Path) -> None:
     """
-    :param path: to be written, which fails
+    :param path: path of a file that cannot be written
     """
     with atomic_write(path, "zip"):
         os.kill(os.getpid(), signal.SIGINT)
@@ -326,7 +326,7 @@ def test_a_model_is_loaded_without_memory_for_its_experience(
     key: str, algorithms: dict[str, dict[str, Any]], tmp_path: Path
 ) -> None:
     cls = ALGOS[key].load_class()
-    small = cls(**{**algorithms[key], "buffer_size": 10**12}, device="cpu")  # more than any machine has
+    small = cls(**{**algorithms[key], "buffer_size": 10**12}, device="cpu")  # more memory than any machine has
     small.save(tmp_path / "model")
     env = small.get_env()
     assert isinstance(env, DummyVecEnv)

@@ -16,7 +16,7 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     Call it with a command line.
 
     :param monkeypatch: pytest's own.
-    :param arguments: What stands after ``sb3_pg.zoo``.
+    :param arguments: Arguments after ``sb3_pg.zoo``.
     """
     monkeypatch.setattr(sys, "argv", ["zoo", *arguments])
     main()
@@ -24,10 +24,10 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
 
 def assert_refused(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> None:
     """
-    Call it with a command line that it cannot run.
+    Call it with an invalid command line.
 
     :param monkeypatch: pytest's own.
-    :param arguments: What stands after ``sb3_pg.zoo``.
+    :param arguments: Arguments after ``sb3_pg.zoo``.
     """
     with pytest.raises(SystemExit) as exit_info:
         run(monkeypatch, *arguments)
@@ -68,34 +68,34 @@ def test_an_unknown_script_is_named(
 
 
 def test_without_the_zoo_it_says_so(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setitem(sys.modules, "rl_zoo3", None)  # so Python marks a module that cannot be found
+    monkeypatch.setitem(sys.modules, "rl_zoo3", None)  # marks a module that cannot be imported
     assert_refused(monkeypatch, "train")
     assert "rl_zoo3 is not installed" in capsys.readouterr().err
 
 
-# runpy warns if the module that it shall run was imported before, by another test.
+# runpy warns if another test has already imported the module.
 @pytest.mark.filterwarnings("ignore:.*found in sys.modules after import of package:RuntimeWarning")
 @pytest.mark.usefixtures("zoo")
 @pytest.mark.parametrize("key", [*ALGOS, "a2c"])
 def test_the_script_runs_with_our_algorithms(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    # The zoo accepts the algorithm, then complains of the environment in its own words.
+    # The zoo accepts the algorithm, and then rejects the environment with its own message.
     with pytest.raises(ValueError, match="CardPole-v1 not found in gym registry, you maybe meant CartPole-v1"):
         run(monkeypatch, "train", "--algo", key, "--env", "CardPole-v1")
     assert sys.modules["__main__"].__name__ == "__main__"
 
 
-# What the zoo and Optuna warn of is not our business here.
+# Warnings of the zoo and of Optuna are not tested here.
 end_to_end = pytest.mark.filterwarnings("default")
 
 
 def train(key: str, env: str, n_timesteps: int = 200) -> tuple[str, ...]:
     """
-    Write a short training run.
+    Build a short training command.
 
     :param key: Zoo key.
     :param env: Id of the environment.
-    :param n_timesteps: Its length.
-    :return: Arguments.
+    :param n_timesteps: Number of steps.
+    :return: Arguments of the launcher.
     """
     return ("train", "--algo", key, "--env", env, "-n", str(n_timesteps), "--device", "cpu", "-params", "n_envs:2")
 
@@ -125,7 +125,7 @@ def test_a_study_writes_its_report_and_its_trials_can_be_trained(
     env = algorithms[key]["env"]
     study = ("--storage", "study.log", "--study-name", "study")
     options = ("-optimize", "--n-trials", "3", "--n-evaluations", "2", "--eval-episodes", "1", "--no-optim-plots")
-    # A study draws minibatches of 2048 for HERDDPG, and up to 160 of them after each episode.
+    # A study may sample minibatches of 2048 for HERDDPG, up to 160 of them after each episode.
     training = train(key, env, 60 if key == "her_ddpg" else 200)
     out = command(*training, *study, *options)
     assert "Number of finished trials:  3" in out

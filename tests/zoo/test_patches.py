@@ -42,10 +42,10 @@ def remove_ours() -> None:
 
 def manager_of(algo: str, tmp_path: Path, *args: Any, **kwargs: Any) -> ExperimentManager:
     """
-    Build what ``rl_zoo3.train`` builds first.
+    Build the manager as ``rl_zoo3.train`` does.
 
     :param algo: Zoo key.
-    :param tmp_path: Where the logs would go.
+    :param tmp_path: Log folder.
     :param args: Further positional arguments.
     :param kwargs: Further keyword arguments.
     :return: The manager.
@@ -157,7 +157,7 @@ def test_a_zoo_without_the_arguments_we_need_is_refused() -> None:
 
 
 def study_in(tmp_path: Path) -> dict[str, str]:
-    """A study of VPG with two trials that differ, in a journal file, as ``rl_zoo3.train`` is told of it."""
+    """A study of VPG with two different trials in a journal file, as arguments of ``rl_zoo3.train``."""
     storage = str(tmp_path / "study.log")
     backend = JournalFileBackend(storage)
     study = optuna.create_study(storage=optuna.storages.JournalStorage(backend), study_name="s", direction="maximize")
@@ -180,7 +180,7 @@ def test_every_trial_of_a_study_can_be_trained_again(number: int, tmp_path: Path
 def source_of(name: str) -> str:
     """
     :param name: module of the zoo, which may be a script
-    :return: its text
+    :return: source of the module
     """
     spec = importlib.util.find_spec(name)
     assert spec is not None
@@ -191,12 +191,12 @@ def source_of(name: str) -> str:
 def method_source(name: str) -> str:
     """
     :param name: method of the zoo's manager
-    :return: its text, without our changes
+    :return: source of the method without our patches
     """
     return inspect.getsource(inspect.unwrap(vars(ExperimentManager)[name]))
 
 
-# Change of ours -> what must be so in the zoo, and what must not, for it to be needed.
+# Patch -> code that the zoo must contain, and must not contain, for the patch to be needed.
 NEEDED: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
     "our algorithms in its tables": ([], [("rl_zoo3.utils", "entry_points"), ("rl_zoo3.hyperparams_opt", "entry_points")]),
     "gymnasium_robotics": ([], [("rl_zoo3.import_envs", "gymnasium_robotics")]),
@@ -214,7 +214,7 @@ NEEDED: dict[str, tuple[list[tuple[str, str]], list[tuple[str, str]]]] = {
 
 @pytest.mark.parametrize("change", NEEDED)
 def test_each_change_is_still_needed(change: str) -> None:
-    """A failure here says that the zoo has changed, and that a patch of ours may go."""
+    """A failure says that the zoo has changed, so that a patch can be removed."""
 
     def text(name: str) -> str:
         return source_of(name) if "." in name else method_source(name)
@@ -225,7 +225,7 @@ def test_each_change_is_still_needed(change: str) -> None:
 
 
 def test_the_zoo_still_builds_models_outside_of_its_try() -> None:
-    """Otherwise errors of constructors are pruned without us."""
+    """Otherwise the zoo itself would prune errors of constructors."""
     source = method_source("objective")
     assert source.index("model = ALGOS[self.algo](") < source.index("try:")
 
@@ -260,7 +260,7 @@ def optimize(algo: str, tmp_path: Path, n_trials: int = 3, **hyperparams: Any) -
     try:
         manager.hyperparameters_optimization()
     except ValueError as error:
-        if "No trials are completed" not in str(error):  # the zoo's end of a study without a result
+        if "No trials are completed" not in str(error):  # the zoo's message for a study without result
             raise
     backend = JournalFileBackend(str(tmp_path / "study.log"))
     return optuna.load_study(storage=optuna.storages.JournalStorage(backend), study_name="s")
@@ -297,9 +297,9 @@ def test_an_environment_without_an_entry_gets_the_default(
 @pytest.fixture
 def fake_robotics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
-    Stand in for ``gymnasium_robotics``, so that it matters neither whether it is installed nor what it does.
+    Replace ``gymnasium_robotics`` by an empty module, whether it is installed or not.
 
-    :param tmp_path: Where the module goes.
+    :param tmp_path: Folder for the module.
     :param monkeypatch: pytest's own.
     :return: File of the module, empty.
     """
@@ -330,6 +330,6 @@ def test_a_broken_gymnasium_robotics_is_one_warning(fake_robotics: Path) -> None
 
 
 def test_without_gymnasium_robotics_nothing_happens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # so Python marks a module that cannot be found
+    monkeypatch.setitem(sys.modules, "gymnasium_robotics", None)  # marks a module that cannot be imported
     patches.patch(rl_zoo3.import_envs)
     assert sys.modules["gymnasium_robotics"] is None

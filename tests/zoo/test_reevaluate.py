@@ -70,9 +70,9 @@ def study_of(
     Make a study in ``s.log``, as the zoo would, without training anything.
 
     :param algo: Zoo key.
-    :param values: One for each trial; not a number: it is pruned.
-    :param command: What the zoo leaves there.
-    :param direction: Of the study.
+    :param values: Value of each trial; NaN: the trial is pruned.
+    :param command: Command that the zoo stores with the study.
+    :param direction: Direction of optimisation.
     :param n_envs: Number of environments.
     :return: The study.
     """
@@ -135,7 +135,7 @@ def test_trials_are_ranked_by_the_mean_over_their_seeds() -> None:
     values = {7: 500.0, 3: 400.0, 5: 300.0, 8: 200.0, 9: 100.0}
     rewards = {7: {1: 10.0, 2: 20.0}, 3: {1: 0.0, 2: 10.0, 3: 80.0}, 5: {1: 15.0, 2: 15.0}, 8: {1: 99.0}}
     rows = rank(values, rewards)
-    # Trial 8 has one seed and trial 9 none; trials 7 and 5 are equal, so the study has the say.
+    # Trial 8 has one seed and trial 9 none; trials 7 and 5 are equal, so the order of the study decides.
     assert [(row.rank, row.trial, row.value, row.mean) for row in rows] == [(1, 3, 400, 30), (2, 7, 500, 15), (3, 5, 300, 15)]
     assert [(row.median, row.min, row.max) for row in rows] == [(10, 0, 80), (15, 10, 20), (15, 15, 15)]
     assert [(row.low, row.high) for row in rows[1:]] == [(10, 20), (15, 15)]
@@ -186,9 +186,9 @@ def test_the_picture_shows_seeds_interval_and_the_study(folder: Path) -> None:
 
 def numbers_of(trials: Sequence[optuna.trial.FrozenTrial]) -> list[int]:
     """
-    List trials.
+    Get the numbers of trials.
 
-    :param trials: Some.
+    :param trials: Trials.
     :return: Their numbers.
     """
     return [trial.number for trial in trials]
@@ -255,7 +255,7 @@ def test_passwords_are_not_shown(text: str, shown: str) -> None:
 
 
 def test_the_command_of_the_study_is_read() -> None:
-    # As the zoo stores it: without the quotes of the shell.
+    # The zoo stores the command without quotes.
     read = read_command(
         "/usr/bin/python -W ignore -m sb3_pg.zoo train -optimize --algo svg0 --env my:Env-v0 --n-time 5000 -P -tb tensorboard "
         "--storage postgresql://u:p@h/b --study-name s --n-trials 3 --n-evaluations 2 -f logs --eval-episodes 30 "
@@ -278,10 +278,10 @@ def test_the_command_of_the_study_is_read() -> None:
 
 def given(**options: Any) -> argparse.Namespace:
     """
-    Write what the command line of ours says.
+    Build the parsed arguments of ``reevaluate``.
 
-    :param options: Those that are there.
-    :return: All.
+    :param options: Options that are given.
+    :return: All options.
     """
     names = ("algo", "env", "n_timesteps", "conf_file", "hyperparams", "env_kwargs", "eval_episodes", "gym_packages")
     return argparse.Namespace(**{**dict.fromkeys(names), **options})
@@ -326,22 +326,22 @@ def test_a_command_that_cannot_be_read_is_shown(more: str, message: str) -> None
 
 def constructor_arguments(algo: str, env: str, **options: Any) -> dict[str, Any]:
     """
-    Find out what the zoo would build a model with.
+    Find the arguments with which the zoo would build a model.
 
     :param algo: Zoo key.
     :param env: Id of the environment.
     :param options: Further arguments of its manager.
-    :return: The arguments of the constructor, and what the manager keeps to itself.
+    :return: The arguments of the constructor, and the settings that the manager keeps.
     """
     manager: Any = ExperimentManager(argparse.Namespace(), algo, env, "logs", **options)
     arguments, *others = manager._preprocess_hyperparams(manager.read_hyperparameters()[0])
     kept = ("n_envs", "n_timesteps", "normalize", "normalize_kwargs", "monitor_kwargs", "env_kwargs", "frame_stack")
-    # Schedules are objects without an equality of their own.
+    # Schedules do not define equality.
     plain = {key: [type(v), vars(v)] if hasattr(v, "__dict__") and callable(v) else v for key, v in arguments.items()}
     return {**plain, "others": others, **{name: getattr(manager, name) for name in kept}}
 
 
-# All entries of ours are for environments that Gymnasium lists, whether they can be made or not, but those of Fetch and Panda.
+# Except for those of Fetch and Panda, all our entries are for environments that Gymnasium registers.
 ENTRIES = [
     (key, env)
     for key, row in ALGOS.items()
@@ -481,7 +481,7 @@ class Processes(StandIn):
         """
         Tell what was trained since the last call.
 
-        :return: Trial and seed of every training.
+        :return: Trial and seed of every training run.
         """
         found = [(int(path.parent.name[len("trial_") :]), int(path.name[len("seed_") :])) for path in self.folders]
         self.folders.clear()
@@ -491,10 +491,10 @@ class Processes(StandIn):
 @pytest.fixture
 def processes(monkeypatch: pytest.MonkeyPatch) -> Processes:
     """
-    Replace the processes.
+    Replace the processes by a fake.
 
     :param monkeypatch: pytest's own.
-    :return: What stands in for them.
+    :return: The fake.
     """
     processes = Processes(runs.start)
     monkeypatch.setattr(runs, "start", processes.start)
@@ -560,17 +560,17 @@ def test_only_what_is_unfinished_runs_again(folder: Path, processes: Processes) 
     everything = [(2, FIRST), (2, SECOND), (1, FIRST), (1, SECOND)]
     assert trained_by() == everything
     assert trained_by() == []
-    # Cut off half-way: it starts anew.
+    # An interrupted run starts from scratch.
     (folder / f"reevaluation/s/trial_1/seed_{SECOND}/result.json").unlink()
     assert trained_by() == [(1, SECOND)]
-    # More seeds, more trials, and more trials in the study: what is there counts.
+    # With more seeds, more trials, and more trials in the study, existing results are kept.
     assert trained_by("--seeds 3 --top 2") == [(2, SECOND + 1), (1, SECOND + 1)]
     assert trained_by("--seeds 2 --top 3") == [(0, FIRST), (0, SECOND)]
     trial = study.ask()
     ALGOS["vpg"].load_sampler()(trial, 2, 8, {})
     study.tell(trial, 99.0)
     assert trained_by() == [(3, FIRST), (3, SECOND)]
-    # Another training: nothing that is there counts.
+    # With other training settings, existing results are discarded.
     assert trained_by("--seeds 2 --top 2 -n 4000") == [(3, FIRST), (3, SECOND), (2, FIRST), (2, SECOND)]
 
 
@@ -637,7 +637,7 @@ def test_two_at_once_do_not_share_a_folder(folder: Path, processes: Processes) -
     study_of("vpg", [1.0])
     (folder / "out").mkdir()
     with (folder / "out/.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_SH)  # refuses only who wants the folder alone
+        fcntl.flock(lock, fcntl.LOCK_SH)  # conflicts with an exclusive lock only
         with pytest.raises(SystemExit, match="another process writes to out: wait, or choose another --output"):
             call("-o out")
     assert processes.folders == []
@@ -647,7 +647,7 @@ def test_without_matplotlib_all_else_is_written(
     folder: Path, processes: Processes, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     study_of("vpg", [1.0])
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # so Python marks a module that cannot be found
+    monkeypatch.setitem(sys.modules, "matplotlib", None)  # marks a module that cannot be imported
     assert call("--seeds 2 -o out") == 0
     assert len(processes.folders) == 2
     out, err = capsys.readouterr()

@@ -50,7 +50,7 @@ from sb3_pg.registry import ALGOS
 paths = [algorithm.yml_path() for algorithm in ALGOS.values()]
 print(sb3_pg.__version__, sb3_pg.__file__, len(paths), all(path.read_text() for path in paths), *paths, sep="\\n")
 """
-    # -S: what is installed must not be found before the zip file, nor must an editable install's finder.
+    # -S: neither an installed package nor the finder of an editable install may take precedence over the zip file.
     command = [sys.executable, "-S", "-c", code]
     path = {"PYTHONPATH": str(archive)}
     done = subprocess.run(command, capture_output=True, text=True, check=True, env=path, cwd=tmp_path)

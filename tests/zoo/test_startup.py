@@ -27,7 +27,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """
     Write a package with the watched modules ``one`` and ``two`` and the module ``other``.
 
-    :param tmp_path: Where it goes.
+    :param tmp_path: Parent folder.
     :param monkeypatch: pytest's own.
     :return: Its folder.
     """
@@ -71,7 +71,7 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     Record calls instead of patching.
 
     :param monkeypatch: pytest's own.
-    :return: The ``value`` of each module that was handed over, as it was then.
+    :return: The ``value`` of each patched module at that time.
     """
     calls: list[str] = []
     monkeypatch.setattr(patches, "patch", lambda module: calls.append(module.value))
@@ -80,9 +80,9 @@ def patched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def finders() -> list[Any]:
     """
-    Look for hooks.
+    Find hooks.
 
-    :return: Those on ``sys.meta_path`` that came with the fixture.
+    :return: Hooks on ``sys.meta_path`` that the fixture has installed.
     """
     return [finder for finder in sys.meta_path if type(finder).__module__ == "startup_copy"]
 
@@ -134,7 +134,7 @@ def test_a_specification_answers_like_the_real_one(patched: list[str], folder: P
     assert copy.copy(loader).is_package("watched.one") is False
     assert not hasattr(loader, "no_such_method")
     assert runpy.run_module("watched.one")["value"] == "one"
-    assert patched == []  # nobody imported it
+    assert patched == []  # not imported
 
 
 @pytest.mark.usefixtures("hook")
@@ -167,7 +167,7 @@ def test_modules_in_a_zip_file_are_patched(patched: list[str], folder: Path, mon
 
 
 class AskingFinder:
-    """Does what our finder does: asks all the others. Two such finders must not ask each other for ever."""
+    """Delegates to all other finders, as ours does. Two such finders must not cause infinite recursion."""
 
     def find_spec(self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
         """
@@ -248,7 +248,7 @@ def test_a_failure_is_one_warning_and_the_modules_work(monkeypatch: pytest.Monke
 
 @pytest.mark.usefixtures("hook")
 def test_a_package_that_is_gone_is_one_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "sb3_pg.zoo.patches", None)  # so Python marks a module that cannot be found
+    monkeypatch.setitem(sys.modules, "sb3_pg.zoo.patches", None)  # marks a module that cannot be imported
     with pytest.warns(RuntimeWarning, match="Reason: ModuleNotFoundError"):
         importlib.import_module("watched.one")
 

@@ -19,7 +19,7 @@ EACH_ALGORITHM = pytest.mark.parametrize("algorithm", ALGOS.values(), ids=list(A
 @pytest.fixture
 def study() -> Iterator[optuna.Study]:
     """
-    Make a study with the sampler that the zoo uses, silent.
+    Create a study with the zoo's sampler, without output.
 
     :return: The study.
     """
@@ -62,7 +62,7 @@ def assert_a_trial_fits(algorithm: Algorithm, entry: dict[str, Any], env: str, s
     :param algorithm: Row of the registry.
     :param entry: Arguments of the algorithm.
     :param env: An environment that the algorithm can handle.
-    :param study: Where the trials come from.
+    :param study: Study that samples the trials.
     """
     vec_env = make_vec_env(env, n_envs=2)
     for _ in range(8):
@@ -78,7 +78,7 @@ def test_a_trial_fits_every_entry_of_the_yml(
     entries = yaml.safe_load(algorithm.yml_path().read_text(encoding="utf-8"))
     arguments = inspect.signature(algorithm.load_class()).parameters
     for entry in entries.values():
-        # The entries are for other environments than this one, some of them with gSDE, which takes continuous actions.
+        # The entries are for other environments, some of them with gSDE, which needs continuous actions.
         own = {name: value for name, value in entry.items() if name in arguments and name != "use_sde"}
         assert_a_trial_fits(algorithm, own, algorithms[algorithm.key]["env"], study)
 

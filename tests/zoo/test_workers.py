@@ -25,11 +25,11 @@ STEPS_OF_A_LONG_TRIAL = 10_000_000
 @pytest.fixture(params=["journal", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """
-    Make room for studies.
+    Provide a storage for studies.
 
-    :param request: Names the kind.
-    :param tmp_path: Where a file goes.
-    :return: What ``--storage`` takes.
+    :param request: Kind of storage.
+    :param tmp_path: Folder for a journal file.
+    :return: Argument of ``--storage``.
     """
     if request.param == "journal":
         yield str(tmp_path / "study.log")
@@ -40,9 +40,9 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
 
 def load(storage: str) -> optuna.Study:
     """
-    Load the study, or make it.
+    Load the study, or create it.
 
-    :param storage: As of ``--storage``.
+    :param storage: Argument of ``--storage``.
     :return: The study.
     """
     backend: Any = optuna.storages.JournalStorage(JournalFileBackend(storage)) if storage.endswith(".log") else storage
@@ -51,11 +51,11 @@ def load(storage: str) -> optuna.Study:
 
 def worker(storage: str, folder: Path, *arguments: str) -> subprocess.Popen[str]:
     """
-    Start a process that tunes.
+    Start a worker process.
 
-    :param storage: As of ``--storage``.
-    :param folder: For its logs.
-    :param arguments: Further ones.
+    :param storage: Argument of ``--storage``.
+    :param folder: Folder for its logs.
+    :param arguments: Further arguments.
     :return: The process.
     """
     command = [sys.executable, "-m", "sb3_pg.zoo", "train", "--algo", "vpg", "--env", "CartPole-v1", "-optimize"]
@@ -66,10 +66,10 @@ def worker(storage: str, folder: Path, *arguments: str) -> subprocess.Popen[str]
 
 def wait_for(condition: Callable[[], bool], what: str) -> None:
     """
-    Wait for a minute at most.
+    Wait until a condition holds, for a minute at most.
 
-    :param condition: What shall come true.
-    :param what: Its name.
+    :param condition: The condition.
+    :param what: Description of the condition.
     """
     deadline = time.monotonic() + 60
     while not condition():
@@ -80,14 +80,14 @@ def wait_for(condition: Callable[[], bool], what: str) -> None:
 @pytest.mark.slow
 def test_three_workers_share_a_study(storage: str, tmp_path: Path) -> None:
     """No trial is lost, and none is run twice."""
-    load(storage)  # As the documentation says: the tables are made once, before the workers start.
+    load(storage)  # As in the documentation, the tables are created before the workers start.
     processes = [worker(storage, tmp_path, "-n", "200", "--max-total-trials", "8") for _ in range(3)]
     for process in processes:
         output, _ = process.communicate(timeout=200)
         assert process.returncode == 0, output
     trials = load(storage).trials
     assert [trial.number for trial in trials] == list(range(len(trials)))
-    # Each worker may have one on the way when the last but one begins.
+    # Each worker may have a running trial when the last one but one starts.
     assert 8 <= len(trials) <= 8 + len(processes) - 1
     assert {trial.state for trial in trials} <= {TrialState.COMPLETE, TrialState.PRUNED}
     assert len({str(trial.params) for trial in trials}) == len(trials)
@@ -110,7 +110,7 @@ def test_a_killed_worker_does_not_stop_the_others(storage: str, tmp_path: Path) 
     assert "Trial 0 has failed: its worker is dead" in output
     states = [trial.state for trial in load(storage).trials]
     assert states[0] == TrialState.FAIL
-    # A trial that failed does not count as one of two.
+    # A failed trial does not count as one of two.
     assert len(states) == 3
     assert set(states[1:]) <= {TrialState.COMPLETE, TrialState.PRUNED}
 
@@ -124,7 +124,7 @@ def test_a_process_is_alive_until_it_ends() -> None:
     if begun is None:
         pytest.skip("there is no /proc here")
     child.send_signal(signal.SIGKILL)
-    wait_for(lambda: process_start_time(child.pid) is None, "the child is dead")  # not collected yet, a zombie
+    wait_for(lambda: process_start_time(child.pid) is None, "the child is dead")  # a zombie until the parent collects it
     child.communicate()
     assert process_start_time(child.pid) is None
     assert process_start_time(os.getpid()) is not None
@@ -136,7 +136,7 @@ def test_a_worker_of_this_machine_is_dead_with_its_process() -> None:
     own = [host_id(), os.getpid(), process_start_time(os.getpid())]
     monitor = HeartbeatMonitor(clock=lambda: 0.0)
     assert not monitor.is_dead("s", 0, {workers._WORKER: own})
-    assert monitor.is_dead("s", 0, {workers._WORKER: [host_id(), os.getpid(), "0"]})  # another process had this number before
+    assert monitor.is_dead("s", 0, {workers._WORKER: [host_id(), os.getpid(), "0"]})  # an earlier process with the same ID
 
 
 def test_a_worker_elsewhere_is_dead_when_it_has_been_silent_for_long() -> None:
@@ -146,7 +146,7 @@ def test_a_worker_elsewhere_is_dead_when_it_has_been_silent_for_long() -> None:
     assert not monitor.is_dead("s", 3, of)
     now = workers.PATIENCE
     assert not monitor.is_dead("s", 3, of)
-    assert not monitor.is_dead("s", 3, {**of, workers._COUNTER: 1})  # heard of it again
+    assert not monitor.is_dead("s", 3, {**of, workers._COUNTER: 1})  # a new heartbeat
     now += workers.PATIENCE + 1
     assert not monitor.is_dead("another study", 3, {**of, workers._COUNTER: 1})
     assert monitor.is_dead("s", 3, {**of, workers._COUNTER: 1})
@@ -169,7 +169,7 @@ def test_a_worker_counts_while_it_works(monkeypatch: pytest.MonkeyPatch) -> None
 
     with contextlib.suppress(KeyError), heartbeat(trial, interval=0.01):
         wait_for(lambda: count() > 2, "counts")
-        monkeypatch.setattr(trial.storage, "set_trial_system_attr", lambda *_: 1 / 0)  # out of reach
+        monkeypatch.setattr(trial.storage, "set_trial_system_attr", lambda *_: 1 / 0)  # unreachable
         time.sleep(0.05)
         monkeypatch.undo()
         before = count()
