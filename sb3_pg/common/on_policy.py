@@ -243,7 +243,6 @@ class OnPolicyActorCritic(ActorCriticSteps):
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs
             n_steps += 1
-
             callback.update_locals(locals())
             if not callback.on_step():
                 self._forget_observation()
@@ -257,7 +256,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
             self._last_obs, self._last_episode_starts = new_obs, dones
 
         rollout_buffer.finish(steps_before)
-        self._compute_advantages(rollout_buffer)
+        self._compute_advantages(rollout_buffer, steps)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
@@ -318,20 +317,19 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     # ---- advantages --------------------------------------------------------------------------------------------------------
 
-    def _compute_advantages(self, buffer: PolicyGradientBuffer) -> None:
+    def _compute_advantages(self, buffer: PolicyGradientBuffer, steps: Any) -> None:
         """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
         self._episode_steps = buffer.episode_steps[-1] + 1
         if self.uses_critic:
-            self._compute_values(buffer)
+            self._compute_values(buffer, steps)
         buffer.returns = self._returns(buffer)
         buffer.advantages = buffer.returns - self._baseline_values(buffer)
 
-    def _compute_values(self, buffer: PolicyGradientBuffer) -> None:
+    def _compute_values(self, buffer: PolicyGradientBuffer, steps: Any) -> None:
         """
         ``values[t] = V(s_t)`` unless acting has computed them, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
         final observation of an episode that was truncated at t.
         """
-        steps = self._fast_path() or self
         if not buffer.has_values:
             flat = buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
             buffer.values = steps.predict_values(flat).reshape(buffer.rewards.shape)
@@ -356,17 +354,16 @@ class OnPolicyActorCritic(ActorCriticSteps):
         """One gradient step of the policy, and with targets of the critic, see :meth:`policy_gradient`."""
         steps = self._fast_path() or self
         step: PolicyStep = steps.policy_gradient(batch, targets)
-        self._apply(self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
+        self._apply(steps, self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
         return step
 
-    def _apply(self, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
+    def _apply(self, steps: Any, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
         """Apply the gradients if their norm is finite."""
         if not np.isfinite(norm):
             # ValueError, so that a tuning study prunes the trial; before the step, so that the parameters stay usable.
             raise ValueError(
                 f"the {what} is not finite ({norm}): lower the learning rate, clip with max_grad_norm, or normalise rewards"
             )
-        steps = self._fast_path() or self
         for optimizer in optimizers:
             steps.optimizer_step(optimizer)
 

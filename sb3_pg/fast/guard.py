@@ -5,6 +5,7 @@ A fast path must equal the reference under everything that a user can do to a mo
 done to it: no hooks, no patched or overridden methods, no frozen, replaced or moved parameters, no autocast.
 """
 
+import copy
 import itertools
 import operator
 from collections.abc import Iterable, Iterator
@@ -17,9 +18,8 @@ from sb3_pg.fast import torch_private
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _address = th.Tensor.data_ptr
-_is_trained = operator.attrgetter("requires_grad")
-_tensor_hooks = operator.attrgetter("_backward_hooks")
-_accumulation_hooks = operator.attrgetter("_post_accumulate_grad_hooks")
+# Whether it is trained, and its hooks: None, or a dictionary once there was one.
+_tensor_state = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Originals:
@@ -56,10 +56,13 @@ class Fingerprint:
         self._has_hooks = self._look_for_hooks()
         patched = any(callable(getattr(type(each), name, None)) for each in modules for name in vars(each))
         #: No hooks, no methods patched into an instance, no autocast, no other mode of torch.
-        self.is_plain = not patched and not self._has_hooks
+        tensor_hooks = any(any(hooks) for _, *hooks in map(_tensor_state, self._parameters))
+        self.is_plain = not (patched or tensor_hooks or self._has_hooks)
         self._parts, self._types = list(self._iterate_parts()), list(map(type, modules))
         self._n_parts, self._n_attributes = list(map(len, self._contents)), list(map(len, self._attributes))
-        self._addresses, self._trained = list(map(_address, self._parameters)), list(map(_is_trained, self._parameters))
+        self._addresses = list(map(_address, self._parameters))
+        # Copies: the dictionaries of hooks are changed in place.
+        self._tensor_states = [tuple(map(copy.copy, state)) for state in map(_tensor_state, self._parameters)]
         # Of the module itself, such as the distribution of its actions. Whether it is in training mode does not matter.
         self._names = [name for name in vars(module) if name != "training"]
         self._values = list(map(vars(module).__getitem__, self._names))
@@ -76,15 +79,13 @@ class Fingerprint:
             # A method that is patched into a module is one attribute more.
             and list(map(len, self._attributes)) == self._n_attributes
             and list(map(_address, self._parameters)) == self._addresses
-            and list(map(_is_trained, self._parameters)) == self._trained
+            and list(map(_tensor_state, self._parameters)) == self._tensor_states
             and all(map(operator.is_, map(self._attributes[0].__getitem__, self._names), self._values))
         )
 
     def _look_for_hooks(self) -> bool:
         return (
             any(self._hooks)
-            or any(map(_tensor_hooks, self._parameters))
-            or any(map(_accumulation_hooks, self._parameters))
             or torch_private.has_global_module_hooks()
             or torch_private.has_modes()
             or th.is_autocast_enabled("cpu")

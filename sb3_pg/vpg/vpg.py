@@ -193,7 +193,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         if self.critic_first:
             self._fit_critic(buffer)
             buffer.has_values = False
-            self._compute_advantages(buffer)
+            self._compute_advantages(buffer, self._fast_path() or self)
         self._fit_policy(buffer)
         if self.resolved_n_value_updates > 0 and not self.critic_first:
             self._fit_critic(buffer)
@@ -207,7 +207,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         batch = self._batch(buffer)
         if self.baseline == "optimal":
             step = gradient_estimates.set_optimal_baseline_gradient(self, batch, buffer)
-            self._apply([self.policy.optimizer], step.grad_norm, "policy gradient")
+            self._apply(self, [self.policy.optimizer], step.grad_norm, "policy gradient")
         else:
             joint = self.uses_critic and self.resolved_n_value_updates == 0
             step = self._update_policy(batch, buffer.tensor(buffer.select(buffer.returns)) if joint else None)
@@ -228,7 +228,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         value_losses = []
         for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
             loss, norm = steps.value_gradient(index_observations(observations, rows), targets[rows])
-            self._apply([self.value_optimizer], norm, "gradient of the value loss")
+            self._apply(steps, [self.value_optimizer], norm, "gradient of the value loss")
             value_losses.append(loss)
         self.logger.record("train/value_loss", float(np.mean(value_losses)))
 
