@@ -178,7 +178,7 @@ class QNetworks(ContinuousCritic):
         :param actions: ``[S, A]``, or K actions for each observation, ``[K, S, A]``
         :return: the smallest value of all critics, ``[S]`` or ``[K, S]``
         """
-        return th.cat(self(obs, actions), dim=-1).amin(dim=-1)
+        return _at_least_float32(th.cat(self(obs, actions), dim=-1).amin(dim=-1))
 
 
 class SVG0Policy(BasePolicy):
@@ -345,5 +345,5 @@ Scale = StateIndependentLogStd
 
 
 def _at_least_float32(x: th.Tensor) -> th.Tensor:
-    """Densities and noise need more digits than autocast leaves."""
+    """Values, densities and noise need more digits than autocast leaves."""
     return x.to(th.promote_types(x.dtype, th.float32))
