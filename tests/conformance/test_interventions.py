@@ -69,7 +69,7 @@ class Row:
 
     :param change: what is done to a model
     :param checks: what must have come of it after the training
-    :param early: whether it is done before the training
+    :param at: ``"start"``, before the training; ``"step"``, at a step in the middle of it; ``"rollout"``, before a rollout
     :param on_policy: whether it is for on-policy algorithms alone, or for off-policy ones alone; ``None``: for all
     :param options: arguments of the models
     :param peer: whether SB3's class shows the effect
@@ -77,7 +77,7 @@ class Row:
 
     change: Change
     checks: tuple[Change, ...]
-    early: bool = False
+    at: str = "step"
     on_policy: bool | None = None
     options: Options = field(default_factory=dict)
     peer: bool = True
@@ -98,9 +98,13 @@ class Intervene(BaseCallback):
     def _on_step(self) -> bool:
         if self.log.before:
             self.log.actions.extend(np.array(self.locals["actions"]))
-        if self.n_calls == CHANGE_AT and not self.row.early:
+        if self.n_calls == CHANGE_AT and self.row.at == "step":
             change(self.model, self.row, self.log)
         return True
+
+    def _on_rollout_start(self) -> None:
+        if self.n_calls == CHANGE_AT - 1 and self.row.at == "rollout":
+            change(self.model, self.row, self.log)
 
 
 def change(model: Any, row: Row, log: Log) -> None:
@@ -121,7 +125,7 @@ def trained(model: Any, row: Row) -> Log:
     """
     log = Log()
     with log.undo:
-        if row.early:
+        if row.at == "start":
             change(model, row, log)
         model.learn(N_ENVS * N_STEPS, callback=Intervene(row, log))
     for check in row.checks:
@@ -599,7 +603,7 @@ TABLE: dict[str, Row] = {
     "forward of the output layer patched": Row(patch_forward, (acts, was_called)),
     "output replaced by a hook": Row(replace_output, (acts, was_called)),
     "forward_actor patched": Row(patch_extractor, (acts, was_called), on_policy=True),
-    "gradient zeroed by a hook": Row(zero_gradient, (was_called, stays(lambda name: name in OUTPUT_WEIGHTS)), early=True),
+    "gradient zeroed by a hook": Row(zero_gradient, (was_called, stays(lambda name: name in OUTPUT_WEIGHTS)), at="start"),
     "tensor hook": Row(zero_gradient, (was_called,)),
     "hook after accumulation": Row(hook_into("register_post_accumulate_grad_hook", "weight"), (was_called,)),
     "forward hook": Row(hook_into("register_forward_hook"), (was_called,)),
@@ -620,12 +624,12 @@ TABLE: dict[str, Row] = {
     "critic frozen": Row(freeze(is_critic), (stays(is_critic),), on_policy=True),
     "head of the critic replaced": Row(replace_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
     "head of the critic assigned": Row(assign_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
-    "value layer replaced": Row(replace_value_layer, (values_are_constant,), on_policy=True),
-    "value layer assigned": Row(assign_value_layer, (values_are_constant,), on_policy=True),
+    "value layer replaced": Row(replace_value_layer, (values_are_constant,), on_policy=True, at="rollout"),
+    "value layer assigned": Row(assign_value_layer, (values_are_constant,), on_policy=True, at="rollout"),
     # The world around the model.
     "step_wait of the class patched": Row(count_steps_of_the_class, (counted_every_step,)),
     "environments pickled": Row(pickle_environments, (copy_steps,)),
-    "default device": Row(default_to_meta, (stays_on_cpu,), early=True),
+    "default device": Row(default_to_meta, (stays_on_cpu,), at="start"),
 }
 OUTPUT_WEIGHTS = {"action_net.weight", "actor.mu.weight", "actor.mu.2.weight"}
 

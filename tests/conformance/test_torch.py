@@ -1,5 +1,6 @@
 """The networks of every algorithm are ordinary modules of PyTorch: traced, transformed, compiled, and called with nothing."""
 
+import inspect
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,9 @@ from conformance.specs import Spec
 from conformance.test_models import samples_of
 from model_checks import check_training
 from torch import nn
+
+
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # said by torch.func, too
 
 
 class Exportable(nn.Module):
@@ -50,7 +54,8 @@ def networks(model: Any) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     obs = observations(model, 3)
     if hasattr(model, "actor"):
         actions = th.full((3, *model.action_space.shape), 0.1)
-        return {"actor": (model.actor, (obs, True)), "critic": (model.critic, (obs, actions))}
+        is_random = "deterministic" in inspect.signature(model.actor.forward).parameters
+        return {"actor": (model.actor, (obs, True) if is_random else (obs,)), "critic": (model.critic, (obs, actions))}
     return {"policy": (model.policy, (obs, True))}
 
 
