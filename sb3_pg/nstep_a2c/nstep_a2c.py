@@ -3,6 +3,7 @@
 from typing import Any, ClassVar, TypeVar
 
 import torch as th
+from gymnasium import spaces
 from stable_baselines3.a2c.a2c import A2C
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import BaseCallback
@@ -19,9 +20,6 @@ from sb3_pg.fast import Accelerated
 from sb3_pg.fast.actor_critic import FastActorCritic
 from sb3_pg.nstep_a2c.policies import CnnPolicy, MlpPolicy, MultiInputPolicy
 from sb3_pg.nstep_a2c.validation import check_environments, check_options, optimizer_kwargs
-
-# What A2C uses if nothing else is asked for, and what stands in its files: ours takes their place.
-SB3_BUFFERS = (RolloutBuffer, DictRolloutBuffer)
 
 SelfNStepA2C = TypeVar("SelfNStepA2C", bound="NStepA2C")
 
@@ -149,7 +147,12 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
     def has_foreign_buffer(self) -> bool:
         """Whether ``rollout_buffer_class`` is one that SB3's A2C can use and ours cannot."""
         chosen = self.rollout_buffer_class
-        return chosen is not None and chosen not in SB3_BUFFERS and not issubclass(chosen, PolicyGradientBuffer)
+        return chosen not in (None, self._a2c_buffer_class) and not issubclass(chosen, PolicyGradientBuffer)
+
+    @property
+    def _a2c_buffer_class(self) -> type[RolloutBuffer]:
+        """What A2C uses by default, and what stands in its files: ours takes its place."""
+        return DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
 
     def _setup_model(self) -> None:
         check_options(self)
@@ -212,7 +215,7 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
         if self.has_foreign_buffer:
             assert self.rollout_buffer_class is not None
             return self.rollout_buffer_class
-        if self.rollout_buffer_class in SB3_BUFFERS:
+        if self.rollout_buffer_class is self._a2c_buffer_class:
             self.rollout_buffer_class = None
         return super()._choose_buffer_class()
 

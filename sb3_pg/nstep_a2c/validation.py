@@ -1,19 +1,34 @@
 """Which options of NStepA2C go together: one place for every check, each with the way out in its message."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch as th
 from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
-if TYPE_CHECKING:
-    from sb3_pg.nstep_a2c.nstep_a2c import NStepA2C
-
 # Value of use_rms_prop that asks for TensorFlow's arithmetic.
 TENSORFLOW = "tf"
 # What use_rms_prop chooses from.
 OPTIMIZERS = (th.optim.Adam, th.optim.RMSprop, RMSpropTFLike)
+
+
+class Options(Protocol):
+    """What is checked: the arguments of NStepA2C, under their names."""
+
+    n_envs: int
+    n_steps: int
+    gamma: float
+    gae_lambda: float
+    max_grad_norm: Any  # None: no clipping
+    normalize_advantage: bool
+    return_steps: int | None
+    rollout_buffer_class: Any
+    policy_kwargs: dict[str, Any]
+
+    @property
+    def has_foreign_buffer(self) -> bool:
+        """Whether the rollout buffer is one that only SB3's A2C can use."""
 
 
 def optimizer_kwargs(use_rms_prop: bool | str, eps: float) -> dict[str, Any]:
@@ -35,7 +50,7 @@ def optimizer_kwargs(use_rms_prop: bool | str, eps: float) -> dict[str, Any]:
     return {"optimizer_class": optimizer_class, "optimizer_kwargs": dict(alpha=0.99, eps=eps, weight_decay=0)}
 
 
-def check_options(model: "NStepA2C") -> None:
+def check_options(model: Options) -> None:
     """
     Check everything that does not depend on the number of environments.
 
@@ -58,7 +73,7 @@ def check_options(model: "NStepA2C") -> None:
     _check_loaded_optimizer(model)
 
 
-def check_environments(model: "NStepA2C") -> None:
+def check_environments(model: Options) -> None:
     """
     Check what depends on the number of environments, which a loaded model may change.
 
@@ -69,7 +84,7 @@ def check_environments(model: "NStepA2C") -> None:
         raise ValueError("normalize_advantage=True needs at least two steps in a batch: raise n_steps, or use False")
 
 
-def _check_foreign_buffer(model: "NStepA2C") -> None:
+def _check_foreign_buffer(model: Options) -> None:
     if not model.has_foreign_buffer:
         return
     for name in ("return_steps", "value_learning_rate"):
@@ -86,7 +101,7 @@ def _check_foreign_buffer(model: "NStepA2C") -> None:
         )
 
 
-def _check_loaded_optimizer(model: "NStepA2C") -> None:
+def _check_loaded_optimizer(model: Options) -> None:
     """The constructor turns these two options into arguments of the policy; as attributes they can only come from ``load``."""
     given, kwargs = vars(model), model.policy_kwargs
     saved = kwargs.get("optimizer_class", th.optim.Adam)
@@ -97,6 +112,6 @@ def _check_loaded_optimizer(model: "NStepA2C") -> None:
                 f"use_rms_prop={given['use_rms_prop']!r} asks for {wanted.__name__}, the saved model has {saved.__name__}: "
                 "leave it out, or take over the networks alone, by set_parameters(..., exact_match=False) of a new model"
             )
-    eps = kwargs.get("optimizer_kwargs", {}).get("eps")
+    eps = (kwargs.get("optimizer_kwargs") or {}).get("eps")
     if saved in OPTIMIZERS[1:] and given.get("rms_prop_eps", eps) != eps:
         raise ValueError(f"rms_prop_eps={given['rms_prop_eps']} and a saved model with {eps}, which it keeps: leave it out")

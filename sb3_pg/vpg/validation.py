@@ -1,13 +1,10 @@
 """Which options of VPG go together: one place for every check, each with the way out in its message."""
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 from gymnasium import spaces
 
-from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
-
-if TYPE_CHECKING:
-    from sb3_pg.vpg.vpg import VPG
+from sb3_pg.common.validation import check_choice, check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
 ADVANTAGE_ESTIMATORS = ("total_return", "reward_to_go", "n_step", "gae")
 BASELINES = ("none", "mean", "optimal", "value")
@@ -19,7 +16,32 @@ N_STEPS = 512
 N_VALUE_UPDATES = 10
 
 
-def resolve_n_steps(vpg: "VPG") -> int | None:
+class Options(Protocol):
+    """What is checked: the arguments of VPG, under their names."""
+
+    action_space: spaces.Space[Any]
+    advantage_estimator: str
+    baseline: str
+    n_envs: int
+    n_steps: int | None
+    n_episodes: int | None
+    gamma: float
+    gae_lambda: Any  # None unless the estimator reads it
+    vf_coef: Any  # None unless there is a joint loss
+    max_grad_norm: Any  # None: no clipping
+    normalize_advantage: bool
+    return_steps: int | None
+    discount_gradient: bool
+    n_value_updates: int | None
+    value_batch_size: int | None
+    critic_first: bool
+
+    @property
+    def uses_critic(self) -> bool:
+        """Whether a critic is learned."""
+
+
+def resolve_n_steps(vpg: Options) -> int | None:
     """
     :param vpg: algorithm
     :return: length of a rollout, ``None`` with whole episodes
@@ -27,7 +49,7 @@ def resolve_n_steps(vpg: "VPG") -> int | None:
     return N_STEPS if vpg.n_steps is None and vpg.n_episodes is None else vpg.n_steps
 
 
-def resolve_n_value_updates(vpg: "VPG") -> int:
+def resolve_n_value_updates(vpg: Options) -> int:
     """
     :param vpg: algorithm
     :return: number of critic steps per batch by the critic's own optimizer
@@ -40,7 +62,7 @@ def resolve_n_value_updates(vpg: "VPG") -> int:
     return vpg.n_value_updates
 
 
-def check_options(vpg: "VPG") -> None:
+def check_options(vpg: Options) -> None:
     """
     Check everything that does not depend on the number of environments.
 
@@ -50,13 +72,14 @@ def check_options(vpg: "VPG") -> None:
     if not isinstance(vpg.action_space, ACTION_SPACES):
         names = ", ".join(space.__name__ for space in ACTION_SPACES)
         raise ValueError(f"VPG supports the action spaces {names}, not {vpg.action_space}")
-    _check_names(vpg)
+    check_choice("advantage_estimator", vpg.advantage_estimator, ADVANTAGE_ESTIMATORS)
+    check_choice("baseline", vpg.baseline, BASELINES)
     _check_ranges(vpg)
     _check_estimator(vpg)
     _check_critic(vpg)
 
 
-def check_environments(vpg: "VPG") -> None:
+def check_environments(vpg: Options) -> None:
     """
     Check what depends on the number of environments, which a loaded model may change.
 
@@ -72,26 +95,15 @@ def check_environments(vpg: "VPG") -> None:
         return
     assert vpg.n_steps is not None
     n_samples = vpg.n_steps * vpg.n_envs
-    if n_samples < 2:
-        raise ValueError(
-            f"n_steps * n_envs = {vpg.n_steps} * {vpg.n_envs} is too small: a batch needs at least 2 steps, raise n_steps"
-        )
+    if vpg.normalize_advantage and n_samples < 2:
+        raise ValueError("normalize_advantage=True needs at least two steps in a batch: raise n_steps, or use False")
     if vpg.value_batch_size is not None and vpg.value_batch_size > n_samples:
         raise ValueError(
             f"value_batch_size={vpg.value_batch_size} is larger than n_steps * n_envs = {n_samples}: lower it or raise n_steps"
         )
 
 
-def _check_names(vpg: "VPG") -> None:
-    for name, value, known in (
-        ("advantage_estimator", vpg.advantage_estimator, ADVANTAGE_ESTIMATORS),
-        ("baseline", vpg.baseline, BASELINES),
-    ):
-        if value not in known:
-            raise ValueError(f"{name}={value!r} is unknown: choose one of {', '.join(map(repr, known))}")
-
-
-def _check_ranges(vpg: "VPG") -> None:
+def _check_ranges(vpg: Options) -> None:
     check_fraction("gamma", vpg.gamma)
     if vpg.gae_lambda is not None:
         check_fraction("gae_lambda", vpg.gae_lambda)
@@ -108,7 +120,7 @@ def _check_ranges(vpg: "VPG") -> None:
     check_max_grad_norm(vpg.max_grad_norm)
 
 
-def _check_estimator(vpg: "VPG") -> None:
+def _check_estimator(vpg: Options) -> None:
     estimator, baseline = vpg.advantage_estimator, vpg.baseline
     if vpg.n_steps is not None and vpg.n_episodes is not None:
         raise ValueError(f"n_steps={vpg.n_steps} and n_episodes={vpg.n_episodes} exclude one another: set one of them to None")
@@ -146,7 +158,7 @@ def _check_estimator(vpg: "VPG") -> None:
         )
 
 
-def _check_critic(vpg: "VPG") -> None:
+def _check_critic(vpg: Options) -> None:
     if not vpg.uses_critic:
         for name in ("vf_coef", "n_value_updates", "value_learning_rate", "value_batch_size"):
             if getattr(vpg, name) is not None:

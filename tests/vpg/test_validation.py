@@ -157,7 +157,7 @@ def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
     [
         ({"n_episodes": 4}, 3, ["n_episodes=4", "multiple", "environments (3)"]),
         ({"n_episodes": 1}, 2, ["n_episodes=1", "multiple", "environments (2)"]),
-        ({"n_steps": 1}, 1, ["n_steps * n_envs", "1 * 1", "raise n_steps"]),
+        ({"n_steps": 1, "normalize_advantage": True}, 1, ["normalize_advantage", "raise n_steps"]),
         ({"n_steps": 4, "value_batch_size": 9}, 2, ["value_batch_size=9", "n_steps * n_envs = 8", "raise n_steps"]),
     ],
     ids=str,
