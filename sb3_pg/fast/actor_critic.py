@@ -24,13 +24,8 @@ from sb3_pg.fast.guard import Originals
 from sb3_pg.fast.numpy_mlp import Array, Float32Array, NumpyMLP, clip_gradient, flatten_observations, numpy_mlp
 
 _POLICY_METHODS = (
-    "extract_features",
-    "forward",
-    "get_distribution",
-    "_get_action_dist_from_latent",
-    "evaluate_actions",
-    "predict_values",
-    "__call__",
+    *("forward", "get_distribution", "evaluate_actions", "predict_values"),
+    *("extract_features", "_get_action_dist_from_latent", "__call__"),
 )
 _STANDARD = {name: getattr(ActorCriticPolicy, name) for name in _POLICY_METHODS}
 # What these methods call.
@@ -48,8 +43,8 @@ _ORIGINAL_PARTS = Originals(_PARTS)
 
 class FastActorCritic:
     """
-    Actor and critic as functions of arrays. They share the memory of the policy's parameters, and so follow every update in
-    place, and that of its gradients.
+    The steps of :class:`sb3_pg.common.on_policy.ActorCriticSteps` as functions of arrays, which share the memory of the
+    parameters and of their gradients.
 
     It is for vectors in, linear layers with tanh or ReLU, and a Gaussian with constant standard deviation or one categorical
     out, all trainable, on the CPU.
@@ -60,14 +55,8 @@ class FastActorCritic:
     """
 
     replaces: ClassVar[tuple[str, ...]] = (
-        "sample_actions",
-        "predict_values",
-        "action_log_prob",
-        "policy_gradient",
-        "value_gradient",
-        "optimizer_step",
-        "_evaluate_actions",
-        "_backpropagate",
+        *("sample_actions", "predict_values", "action_log_prob", "policy_gradient", "value_gradient", "optimizer_step"),
+        *("_evaluate_actions", "_backpropagate"),
     )
     options: ClassVar[tuple[str, ...]] = ()
 
@@ -96,10 +85,7 @@ class FastActorCritic:
 
     @classmethod
     def build(cls, algorithm: Any) -> "FastActorCritic | None":
-        """
-        :param algorithm: algorithm with an actor-critic policy to which nothing has been done
-        :return: its fast path; ``None`` if the policy is of another form
-        """
+        """See :class:`sb3_pg.fast.FastPath`."""
         policy = algorithm.policy
         if not _is_standard(policy):
             return None
@@ -115,13 +101,7 @@ class FastActorCritic:
     # ---- the steps ---------------------------------------------------------------------------------------------------------
 
     def sample_actions(self, obs: Array) -> tuple[Array, None]:
-        """
-        Draw from PyTorch's global generator, as the reference does.
-
-        :param obs: observations, ``[N, ...]``
-        :return: actions ``[N, *action_space.shape]``, and no values: the whole rollout at once is cheaper
-        :raises ValueError: the policy's output is not finite
-        """
+        """Draw from PyTorch's global generator, as the reference does. The values of a whole rollout at once are cheaper."""
         outputs = self._actor.forward(flatten_observations(np.asarray(obs)))[-1]
         if not np.isfinite(outputs.sum()):
             raise ValueError("the policy's output is not finite: check the observations, or lower the learning rate")
@@ -136,30 +116,18 @@ class FastActorCritic:
         return actions.reshape(-1, *self._algorithm.action_space.shape), None
 
     def predict_values(self, observations: th.Tensor) -> Float32Array:
-        """
-        :param observations: ``[B, ...]``
-        :return: ``[B]``
-        """
+        """V(s), ``[B]``."""
         return self._critic.forward(flatten_observations(observations.numpy()))[-1].ravel()
 
     def action_log_prob(self, batch: Batch) -> npt.NDArray[Any]:
-        """
-        :param batch: observations and actions
-        :return: ``[S]``
-        """
+        """log pi(a_t | s_t), ``[S]``."""
         outputs, actions = self._actor.forward(_features(batch.observations))[-1], batch.actions.numpy()
         if self._log_std is None:
             return categorical_log_prob(outputs, actions)
         return gaussian_log_prob(outputs, self._log_std, actions)
 
     def policy_gradient(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
-        """
-        See :meth:`sb3_pg.common.on_policy.OnPolicyActorCritic.policy_gradient`.
-
-        :param batch: what the policy learns from
-        :param targets: ``[S]``, what the critic learns; ``None``: the critic is left alone
-        :return: what is logged
-        """
+        """Set the gradients of the policy's loss, and with targets of the value loss, clipped together."""
         algorithm, obs = self._algorithm, _features(batch.observations)
         outputs = self._actor.forward(obs)
         arguments = (batch.actions.numpy(), batch.weights.numpy(), batch.scale, algorithm.ent_coef)
@@ -178,20 +146,12 @@ class FastActorCritic:
         return PolicyStep(policy.log_prob, policy.policy_loss, policy.entropy_loss, value_loss, norm)
 
     def value_gradient(self, observations: th.Tensor, targets: th.Tensor) -> tuple[float, float]:
-        """
-        Set the critic's gradients of the mean squared error.
-
-        :param observations: ``[S, ...]``
-        :param targets: ``[S]``
-        :return: the loss, and the norm of its gradient before clipping
-        """
+        """Set the critic's gradients, clipped; the loss, and the norm before."""
         loss = self._differentiate_value_loss(_features(observations), targets, 1.0)
         return loss, clip_gradient(self._critic_gradient, self._algorithm.max_grad_norm)
 
     def optimizer_step(self, optimizer: th.optim.Optimizer) -> None:
-        """
-        :param optimizer: moves its parameters along their gradients
-        """
+        """Without the bookkeeping of ``optimizer.step()``."""
         adam.take_step(optimizer)
 
     def _differentiate_value_loss(self, obs: Float32Array, targets: th.Tensor, vf_coef: float) -> float:

@@ -1,7 +1,8 @@
 """
-Gradients of the losses in :mod:`sb3_pg.common.losses` by hand, with respect to what the networks put out: pure numpy.
+Hand-derived gradients of the losses in :mod:`sb3_pg.common.losses` with respect to the outputs of the networks: pure numpy.
 
-For small networks PyTorch's autograd spends most of its time on bookkeeping. Each function returns loss and derivative.
+Shapes: logits, means and actions of a Gaussian ``[S, A]``; actions of a categorical, weights, values and returns ``[S]``;
+``log_std`` ``[A]``. ``scale`` and ``ent_coef`` weigh the losses as there.
 """
 
 import math
@@ -20,11 +21,11 @@ class PolicyGradient(NamedTuple):
     """
     Losses of a policy and their derivatives.
 
-    :param log_prob: ``[S]``, log-probability of each taken action
+    :param log_prob: ``[S]``, log-probability of each action
     :param policy_loss: ``-scale * sum_t log pi(a_t | s_t) w_t``
     :param entropy_loss: ``-scale * sum_t H(pi(. | s_t))``
     :param outputs: ``[S, A]``, derivative of ``policy_loss + ent_coef * entropy_loss`` with respect to logits or means
-    :param log_std: ``[A]``, the same for the logarithm of a Gaussian's standard deviation; ``None`` for a categorical
+    :param log_std: ``[A]``, derivative with respect to ``log_std``; ``None`` for a categorical
     """
 
     log_prob: FloatArray
@@ -35,22 +36,13 @@ class PolicyGradient(NamedTuple):
 
 
 def categorical_log_prob(logits: FloatArray, actions: IntArray) -> FloatArray:
-    """
-    :param logits: ``[S, A]``, not normalised
-    :param actions: ``[S]``
-    :return: ``[S]``, log-probability of each action
-    """
+    """:return: log-probability of each action, ``[S]``"""
     log_prob: FloatArray = _log_softmax(logits)[np.arange(len(actions)), actions]
     return log_prob
 
 
 def gaussian_log_prob(means: FloatArray, log_std: FloatArray, actions: FloatArray) -> FloatArray:
-    """
-    :param means: ``[S, A]``
-    :param log_std: ``[A]``
-    :param actions: ``[S, A]``
-    :return: ``[S]``, log-density of each action
-    """
+    """:return: log-density of each action, ``[S]``"""
     z = (actions - means) * np.exp(-log_std)
     log_prob: FloatArray = -0.5 * (z * z).sum(axis=1) - (log_std.sum() + 0.5 * LOG_TWO_PI * len(log_std))
     return log_prob
@@ -59,16 +51,7 @@ def gaussian_log_prob(means: FloatArray, log_std: FloatArray, actions: FloatArra
 def categorical_policy_gradient(
     logits: FloatArray, actions: IntArray, weights: FloatArray, scale: float, ent_coef: float
 ) -> PolicyGradient:
-    """
-    ``d log p_a / d logits = onehot(a) - p`` and ``d H / d logits = -p (log p + H)``.
-
-    :param logits: ``[S, A]``, not normalised
-    :param actions: ``[S]``
-    :param weights: ``[S]``, what multiplies the score of each step
-    :param scale: see :func:`sb3_pg.common.losses.policy_gradient_loss`
-    :param ent_coef: weight of the entropy loss
-    :return: losses and derivatives
-    """
+    """``d log p_a / d logits = onehot(a) - p`` and ``d H / d logits = -p (log p + H)``."""
     log_p = _log_softmax(logits)
     p = np.exp(log_p)
     entropy = -(p * log_p).sum(axis=1, keepdims=True)
@@ -84,34 +67,19 @@ def categorical_policy_gradient(
 def gaussian_policy_gradient(
     means: FloatArray, log_std: FloatArray, actions: FloatArray, weights: FloatArray, scale: float, ent_coef: float
 ) -> PolicyGradient:
-    """
-    With ``z = (a - mean) / std``: ``d log pi / d mean = z / std``, ``d log pi / d log std = z^2 - 1``,
-    ``d H / d log std = 1``.
-
-    :param means: ``[S, A]``
-    :param log_std: ``[A]``
-    :param actions: ``[S, A]``
-    :param weights: ``[S]``, what multiplies the score of each step
-    :param scale: see :func:`sb3_pg.common.losses.policy_gradient_loss`
-    :param ent_coef: weight of the entropy loss
-    :return: losses and derivatives
-    """
+    """With ``z = (a - mean) / std``: ``d log pi / d mean = z / std, d log pi / d log_std = z^2 - 1, d H / d log_std = 1``."""
     log_prob, weighted = gaussian_log_prob(means, log_std, actions), scale * weights
     inverse_std = np.exp(-log_std)
     z = (actions - means) * inverse_std
     total_scale = scale * len(actions)
     entropy_loss = -total_scale * (float(log_std.sum()) + 0.5 * (1 + LOG_TWO_PI) * len(log_std))
-    of_log_std = weighted.sum() - weighted @ (z * z) - ent_coef * total_scale
+    grad_log_std = weighted.sum() - weighted @ (z * z) - ent_coef * total_scale
     outputs = z * inverse_std * -weighted[:, None]
-    return PolicyGradient(log_prob, -float(log_prob @ weighted), entropy_loss, outputs, of_log_std)
+    return PolicyGradient(log_prob, -float(log_prob @ weighted), entropy_loss, outputs, grad_log_std)
 
 
 def value_gradient(values: FloatArray, returns: FloatArray) -> tuple[float, FloatArray]:
-    """
-    :param values: ``[S]``
-    :param returns: ``[S]``, targets
-    :return: mean squared error, and its derivative with respect to the values, ``[S]``
-    """
+    """:return: mean squared error, and its derivative with respect to the values, ``[S]``"""
     errors = values - returns
     return float(errors @ errors) / len(errors), (2 / len(errors)) * errors
 
