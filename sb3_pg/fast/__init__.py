@@ -89,8 +89,7 @@ def select(algorithm: Accelerated) -> Any:
         return None
     selection = algorithm._selection
     if selection is None or not selection.is_current(algorithm):
-        path = algorithm._fast_path_class
-        selection = Selection(algorithm, path.build, algorithm._reference_steps, path.options)
+        selection = Selection(algorithm, algorithm._fast_path_class, algorithm._reference_steps)
         algorithm._selection = selection
     return selection.path
 

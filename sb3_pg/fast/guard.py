@@ -101,23 +101,19 @@ class Selection:
     The fast path of an algorithm in its present state, if it has one.
 
     :param algorithm: algorithm
-    :param build: function of the algorithm that returns the fast path, or ``None`` if its networks are of another form
-    :param originals: methods that the fast path replaces
-    :param options: names of the attributes of the algorithm on which ``build`` depends
+    :param path_class: see :class:`sb3_pg.fast.FastPath`
+    :param steps: methods of the algorithm that the fast path replaces, as they were defined
     """
 
-    def __init__(self, algorithm: Any, build: Any, originals: dict[str, object], options: tuple[str, ...]) -> None:
-        self._policy, self._originals, self._options = algorithm.policy, originals, options
+    def __init__(self, algorithm: Any, path_class: Any, steps: dict[str, object]) -> None:
+        self._policy, self._steps, self._options = algorithm.policy, steps, path_class.options
         self._class, self._values = type(algorithm), self._values_of(algorithm)
         self._fingerprint = Fingerprint(algorithm.policy)
         self._overridden = self._overrides(algorithm)
-        self.path = build(algorithm) if self._fingerprint.is_plain and not self._overridden else None
+        self.path = path_class.build(algorithm) if self._fingerprint.is_plain and not self._overridden else None
 
     def is_current(self, algorithm: Any) -> bool:
-        """
-        :param algorithm: the same algorithm
-        :return: whether nothing has changed on which the choice depends
-        """
+        """Whether nothing has changed on which the choice depends, for the same algorithm."""
         return (
             algorithm.policy is self._policy
             and type(algorithm) is self._class
@@ -133,7 +129,7 @@ class Selection:
     def _overrides(self, algorithm: Any) -> bool:
         """Whether a subclass, or a patch of the instance or of a class, changes a step of the update."""
         own, cls = vars(algorithm), type(algorithm)
-        return any(name in own or getattr(cls, name) is not step for name, step in self._originals.items())
+        return any(name in own or getattr(cls, name) is not step for name, step in self._steps.items())
 
     def __reduce__(self) -> tuple[object, ...]:
         # A copy of the algorithm has networks of its own: it selects again.

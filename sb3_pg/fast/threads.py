@@ -12,16 +12,10 @@ from threadpoolctl import LibController, ThreadpoolController  # type: ignore[im
 
 @dataclass
 class _Limit:
-    """
-    The number of threads of one library, for as long as there is a block.
+    """The number of threads of one library while blocks are open."""
 
-    :param before: number to restore
-    :param ours: number that was set last
-    :param n_blocks: blocks that are open
-    """
-
-    before: int
-    ours: int
+    before: int  # to be restored
+    ours: int  # what was set last
     n_blocks: int = 0
 
 
@@ -46,8 +40,7 @@ def _set(library: LibController, n_threads: int) -> None:
     if library.num_threads == n_threads:
         return
     library.set_num_threads(n_threads)
-    # threadpoolctl 3.8 reserves OpenBLAS for the thread that set it first and ignores calls from other threads. The block that
-    # ends last may be in another thread than the one that began first.
+    # threadpoolctl 3.8 ignores other threads than the one that set OpenBLAS first. The block that ends last may be in another.
     if hasattr(library, "clear_controlling_thread"):
         library.clear_controlling_thread()
 
