@@ -1,17 +1,13 @@
-"""VPG and NStepA2C do what users of Stable-Baselines3 expect of an on-policy algorithm."""
+"""What VPG and NStepA2C have in common, besides what ``tests/conformance`` says of all algorithms."""
 
 import copy
-import inspect
-import itertools
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
-import stable_baselines3
 import torch as th
-from envs import ACTION_SPACES, OBSERVATION_SPACES, MatchEnv, QuadraticEnv
+from envs import ACTION_SPACES, MatchEnv, QuadraticEnv
 from gymnasium import spaces
 from model_checks import (
     A2C,
@@ -25,24 +21,14 @@ from model_checks import (
     name_of,
     policy_for,
     reloaded,
-    state_of,
 )
-from smoke_envs import Recorder, ScriptedEnv, scripted_vec_env
-from stable_baselines3.common import utils
+from smoke_envs import Recorder, scripted_vec_env
 from stable_baselines3.common.callbacks import (
     BaseCallback,
-    CheckpointCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    StopTrainingOnMaxEpisodes,
-    StopTrainingOnRewardThreshold,
 )
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.on_policy_algorithm import OnPolicyAlgorithm
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pg import VPG, NStepA2C, nstep_a2c, vpg
 
@@ -79,108 +65,6 @@ EACH_ALGORITHM = pytest.mark.parametrize("base", [{}, A2C], ids=["VPG", "NStepA2
 # --------------------------------------------------------------------------------------------------------- it runs with
 
 
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_every_observation_space(observation: str, mode: Options) -> None:
-    check_training(make(match_envs(observation=observation, truncate=True), policy_for(observation), **mode))
-
-
-@pytest.mark.parametrize("action", ACTION_SPACES)
-@pytest.mark.parametrize("n_envs", [1, 3])
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_every_action_space(action: str, n_envs: int, options: Options) -> None:
-    check_training(make(match_envs(n_envs, action=action), **options))
-
-
-class InBounds(gym.Wrapper[Any, Any, Any, Any]):
-    """Insists on actions within the bounds of the action space, of its shape."""
-
-    def step(self, action: Any) -> Any:
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        assert action.shape == space.shape
-        assert np.all(action >= space.low)
-        assert np.all(action <= space.high)
-        return self.env.step(action)
-
-
-@pytest.mark.parametrize(
-    "space",
-    [
-        spaces.Box(np.array([-0.3, 5.0]), np.array([0.1, 6.0]), dtype=np.float64),
-        spaces.Box(np.array([2, -4], dtype=np.float32), np.array([3, 0], dtype=np.float32)),
-        spaces.Box(-0.5, 0.25, (2, 3), np.float32),
-        spaces.Box(-0.5, 0.25, (1,), np.float64),
-    ],
-    ids=str,
-)
-@pytest.mark.parametrize("squash", [False, True])
-@EACH_ALGORITHM
-def test_continuous_actions_of_any_bounds_and_shape(space: spaces.Box, squash: bool, base: Options) -> None:
-    env = DummyVecEnv([lambda: Monitor(InBounds(ScriptedEnv(0, [(5, "terminated")], space)))] * 2)
-    options: Options = {"use_sde": True, "policy_kwargs": {"squash_output": True}} if squash else {}
-    check_training(make(env, **base, **options))
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-@pytest.mark.parametrize("frequency", [-1, 2])
-def test_state_dependent_exploration(options: Options, frequency: int) -> None:
-    check_training(make(match_envs(action="box"), use_sde=True, sde_sample_freq=frequency, ent_coef=0.01, **options))
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_normalised_environments(mode: Options) -> None:
-    env = VecNormalize(match_envs(truncate=True))
-    model = make(env, **mode)
-    check_training(model)
-    assert vars(env.obs_rms)["count"] > 40
-    assert model.get_vec_normalize_env() is env
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_stacked_frames(mode: Options) -> None:
-    """Images as well: the final observation of a cut episode is stacked and transposed like the others."""
-    env = VecFrameStack(match_envs(observation="image", truncate=True), n_stack=3)
-    model = make(env, "CnnPolicy", **mode)
-    check_training(model)
-    assert model.observation_space.shape == (3, 36, 36)
-
-
-@pytest.mark.slow
-def test_environments_in_processes_of_their_own() -> None:
-    env = SubprocVecEnv([lambda: Monitor(MatchEnv(truncate=True)) for _ in range(2)])
-    try:
-        for options in ({}, {"n_episodes": 4}, A2C):
-            check_training(make(env, **options))
-    finally:
-        env.close()
-
-
-@EACH_ALGORITHM
-def test_environment_by_name_and_a_single_one(base: Options) -> None:
-    check_training(make("CartPole-v1", n_steps=16, **base), 32)
-    check_training(make(MatchEnv(), **base))
-
-
-@pytest.mark.parametrize("critic", CRITICS.values(), ids=list(CRITICS))
-def test_networks_of_ones_own(critic: Options) -> None:
-    kwargs = {
-        "net_arch": {"pi": [8], "vf": [4, 4]},
-        "activation_fn": th.nn.ReLU,
-        "optimizer_class": th.optim.RMSprop,
-        "optimizer_kwargs": {"alpha": 0.9},
-    }
-    model = make(policy_kwargs=kwargs, **critic)
-    check_training(model)
-    optimizers = [model.policy.optimizer, *([model.value_optimizer] if model.value_optimizer else [])]
-    assert len(optimizers) == (1 if critic in ONE_OPTIMIZER else 2)
-    for optimizer in optimizers:
-        assert isinstance(optimizer, th.optim.RMSprop)
-        assert optimizer.param_groups[0]["alpha"] == 0.9
-    groups = [[id(p) for p in optimizer.param_groups[0]["params"]] for optimizer in optimizers]
-    assert sorted(itertools.chain(*groups)) == sorted(id(p) for p in model.policy.parameters())
-
-
 @pytest.mark.parametrize("options", ONE_OPTIMIZER, ids=name_of)
 def test_a_shared_feature_extractor_with_the_joint_loss(options: Options) -> None:
     kwargs = {"share_features_extractor": True}
@@ -189,134 +73,7 @@ def test_a_shared_feature_extractor_with_the_joint_loss(options: Options) -> Non
     assert model.policy.pi_features_extractor is model.policy.vf_features_extractor
 
 
-# ----------------------------------------------------------------------------------------------------------- signatures
-
-
-@pytest.mark.parametrize("algorithm", [VPG, NStepA2C])
-def test_no_argument_has_a_name_that_the_zoo_takes_for_itself(algorithm: type[Model]) -> None:
-    taken = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
-    assert not taken & set(inspect.signature(algorithm.__init__).parameters)
-
-
-@pytest.mark.parametrize("algorithm", [VPG, NStepA2C])
-def test_every_argument_is_described(algorithm: type[Model]) -> None:
-    lines = [line for line in (algorithm.__doc__ or "").splitlines() if ":param " in line]
-    described = [line.split(":")[1].removeprefix("param ") for line in lines]
-    assert described == [name for name in inspect.signature(algorithm.__init__).parameters if name != "self"]
-
-
-@pytest.mark.parametrize(("algorithm", "base"), [(VPG, OnPolicyAlgorithm), (NStepA2C, stable_baselines3.A2C)])
-def test_learn_has_the_signature_of_sb3(algorithm: type[Model], base: type[OnPolicyAlgorithm]) -> None:
-    ours, theirs = (inspect.signature(class_.learn).parameters for class_ in (algorithm, base))
-    assert list(ours) == list(theirs)
-    differing = {name for name in ours if ours[name].default != theirs[name].default}
-    assert differing == {"tb_log_name"}
-    assert ours["tb_log_name"].default == algorithm.__name__
-
-
-# ---------------------------------------------------------------------------------------------------------- determinism
-
-
-@pytest.mark.parametrize(
-    "options", [*VARIANTS, {"use_sde": True}, {"value_batch_size": 4}, {"use_sde": True, "sde_sample_freq": 2}], ids=name_of
-)
-def test_a_seed_decides_everything(options: Options) -> None:
-    action = "box" if "use_sde" in options else "multi_discrete"
-    states = [state_of(make(match_envs(action=action), **{**options, "seed": seed}).learn(60)) for seed in (1, 1, 2)]
-    assert differences(states[0], states[1]) == []
-    assert differences(states[0], states[2])
-
-
-# -------------------------------------------------------------------------------------------------------------- predict
-
-
-@EACH_ALGORITHM
-def test_predict_is_deterministic_when_asked_and_random_otherwise(base: Options) -> None:
-    model = make(match_envs(action="box"), **base)
-    obs = np.zeros((50, 3), dtype=np.float32)
-    certain, random = (model.predict(obs, deterministic=deterministic)[0] for deterministic in (True, False))
-    assert np.all(certain == certain[0])
-    assert len(np.unique(random, axis=0)) > 25
-    assert np.all(np.abs(random) <= 1)
-
-
-@EACH_ALGORITHM
-def test_predict_rejects_what_is_not_of_the_space(base: Options) -> None:
-    with pytest.raises(ValueError, match="observation shape"):
-        make(**base).predict(np.zeros((2, 7)))
-
-
-@EACH_ALGORITHM
-def test_a_model_can_be_evaluated(base: Options) -> None:
-    returns, lengths = evaluate_policy(make(**base), match_envs(), n_eval_episodes=6, return_episode_rewards=True)
-    assert lengths == [4] * 6
-    assert isinstance(returns, list)
-    assert all(0 <= number <= 4 for number in returns)
-
-
 # -------------------------------------------------------------------------------------------------------- save and load
-
-
-@pytest.mark.parametrize("critic", CRITICS.values(), ids=list(CRITICS))
-@pytest.mark.parametrize("use_sde", [False, True])
-def test_all_parameters_and_optimizers_survive(critic: Options, use_sde: bool) -> None:
-    model = make(match_envs(action="box"), use_sde=use_sde, learning_rate=lambda progress: 1e-3 * progress, **critic).learn(60)
-    loaded = reloaded(model)
-    state = loaded.get_parameters()
-    assert differences(state_of(model), state) == []
-    assert ("value_optimizer" in state) == (critic not in ONE_OPTIMIZER)
-    optimizers = [name for name in state if "optimizer" in name]
-    assert all(state[name]["state"] for name in optimizers)  # moments of Adam
-    obs = np.stack([model.observation_space.sample() for _ in range(10)])
-    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert loaded.env is None
-    for optimizer in (loaded.policy.optimizer, loaded.value_optimizer):
-        # They still hold the parameters of the policy, not copies.
-        own = {id(p) for p in loaded.policy.parameters()}
-        assert optimizer is None or {id(p) for p in optimizer.param_groups[0]["params"]} <= own
-
-
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-@EACH_ALGORITHM
-def test_predictions_survive_for_every_observation(observation: str, base: Options) -> None:
-    env = match_envs(observation=observation)
-    model = make(env, policy_for(observation), **base).learn(30)
-    assert model.env is not None
-    obs: Any = model.env.reset()
-    loaded = reloaded(model)
-    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert th.equal(*(m.policy.predict_values(m.policy.obs_to_tensor(obs)[0]) for m in (model, loaded)))
-
-
-@pytest.mark.parametrize("options", [{}, A2C, TWO_OPTIMIZERS], ids=name_of)
-def test_a_model_can_be_loaded_by_somebody_who_needs_no_gradients(options: Options) -> None:
-    model = make(**options).learn(30)
-    with th.no_grad():
-        loaded = reloaded(model)
-    assert differences(state_of(model), state_of(loaded)) == []
-
-
-@pytest.mark.parametrize("options", [*VARIANTS, {"value_batch_size": 4}], ids=name_of)
-def test_training_goes_on_as_if_it_had_never_been_saved(options: Options) -> None:
-    model = make(**options, learning_rate=lambda progress: 1e-2 * progress).learn(60)
-    loaded = reloaded(model, env=match_envs())
-    model.set_env(match_envs())
-    steps = model.num_timesteps
-    for one in (model, loaded):
-        one.set_random_seed(5)
-        one.learn(60, reset_num_timesteps=False)
-    assert steps + 60 <= model.num_timesteps == loaded.num_timesteps
-    assert model._n_updates == loaded._n_updates
-    assert differences(state_of(model), state_of(loaded)) == []
-
-
-@EACH_ALGORITHM
-def test_training_goes_on_with_another_number_of_environments(base: Options) -> None:
-    model = make(n_steps=5, **base).learn(15)
-    for n_envs in (1, 2, 5):
-        loaded = reloaded(model, env=match_envs(n_envs)).learn(50)
-        assert loaded.num_timesteps == 50
-        assert loaded.rollout_buffer.rewards.shape == (5, n_envs)
 
 
 @EACH_ALGORITHM
@@ -325,13 +82,6 @@ def test_a_rollout_in_progress_does_not_haunt_a_loaded_model(base: Options) -> N
     loaded = reloaded(model, env=scripted_vec_env([[(50, "terminated")]] * 3))
     loaded.learn(21, reset_num_timesteps=False)
     assert loaded.rollout_buffer.episode_steps[:, 0].tolist() == list(range(7))
-
-
-@EACH_ALGORITHM
-def test_resetting_the_counter_or_not(base: Options) -> None:
-    model = make(n_steps=5, **base).learn(30)
-    assert model.learn(30, reset_num_timesteps=False).num_timesteps == 60
-    assert model.learn(30).num_timesteps == 30
 
 
 @pytest.mark.parametrize(
@@ -351,18 +101,6 @@ def test_schedules_survive(learning_rate: Any, value_learning_rate: Any, base: O
         assert loaded.lr_schedule(progress) == model.lr_schedule(progress)
         assert loaded._value_lr_schedule(progress) == model._value_lr_schedule(progress)
     loaded.learn(36)
-
-
-@pytest.mark.parametrize("options", [{}, TWO_OPTIMIZERS], ids=name_of)
-def test_parameters_can_be_taken_and_given(options: Options) -> None:
-    giver, taker = make(seed=1, **options).learn(36), make(seed=2, **options).learn(36)
-    assert differences(state_of(giver), state_of(taker))
-    taker.set_parameters(state_of(giver))
-    assert differences(state_of(giver), state_of(taker)) == []
-    incomplete = {name: value for name, value in state_of(giver).items() if name != "value_optimizer"}
-    with pytest.raises(ValueError, match="value_optimizer"):
-        taker.set_parameters(incomplete)
-    taker.set_parameters(incomplete, exact_match=False)
 
 
 @pytest.mark.parametrize(
@@ -388,45 +126,6 @@ def test_policies_can_be_saved_alone(
     assert np.array_equal(policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
     # VPG shares nothing by default, SB3 and so NStepA2C do.
     assert (loaded.pi_features_extractor is loaded.vf_features_extractor) == (bool(shared) or options == A2C)
-
-
-# ------------------------------------------------------------------------------------------------------------ callbacks
-
-
-@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # which SB3 ignores as well
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_of_sb3(mode: Options, tmp_path: Path) -> None:
-    evaluation = EvalCallback(match_envs(1), eval_freq=5, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
-    checkpoints = CheckpointCallback(save_freq=7, save_path=str(tmp_path), name_prefix="model")
-    counts: list[int] = []
-
-    class Count(BaseCallback):
-        def _on_step(self) -> bool:
-            counts.append(self.num_timesteps)
-            return True
-
-    model = make(**mode)
-    model.learn(90, callback=[evaluation, checkpoints, EveryNTimesteps(12, Count())], progress_bar=True)
-    vectorised = model.num_timesteps // 3
-    assert evaluation.evaluations_timesteps == list(range(15, model.num_timesteps + 1, 15))
-    assert {path.name for path in tmp_path.glob("model_*_steps.zip")} == {
-        f"model_{n * 3}_steps.zip" for n in range(7, vectorised + 1, 7)
-    }
-    assert counts == list(range(12, model.num_timesteps + 1, 12))
-    last = max(tmp_path.glob("model_*_steps.zip"), key=lambda path: int(path.stem.split("_")[1]))
-    assert type(model).load(last).num_timesteps == int(last.stem.split("_")[1])
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_that_stop(mode: Options) -> None:
-    model = make(**mode)
-    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=4))  # in each of three environments, of length 4
-    assert model.num_timesteps == 3 * 16
-    threshold = EvalCallback(match_envs(1), StopTrainingOnRewardThreshold(-1.0), eval_freq=5, verbose=0)
-    model.learn(1000, callback=threshold)
-    assert model.num_timesteps == 15
-    model.learn(30, reset_num_timesteps=False)
-    assert model.num_timesteps >= 45
 
 
 # --------------------------------------------------------------------------------------------------------------- logger
@@ -517,13 +216,6 @@ def test_statistics_of_episodes(base: Options) -> None:
     assert dumps[0]["time/iterations"] == 1
 
 
-@pytest.mark.parametrize("options", [{"n_episodes": 9}, A2C], ids=name_of)
-def test_the_window_of_statistics(options: Options) -> None:
-    model = make(stats_window_size=2, **options).learn(200)
-    assert model.ep_info_buffer is not None
-    assert len(model.ep_info_buffer) == 2
-
-
 # ------------------------------------------------------------------------------------------------------- learning rates
 
 
@@ -582,20 +274,6 @@ def test_a_critic_without_a_rate_of_its_own_takes_the_policys() -> None:
     assert np.allclose(rates.seen, [(0.2, 0.2), (0.0, 0.0)])
 
 
-@pytest.mark.parametrize("mode", [{"n_steps": 7}, EPISODES, {**A2C, "n_steps": 7}], ids=name_of)
-def test_a_schedule_never_sees_a_progress_below_zero(mode: Options) -> None:
-    """The last rollout may go beyond the steps asked for; a linear rate must not turn negative there."""
-    seen: list[float] = []
-
-    def schedule(progress: float) -> float:
-        seen.append(progress)
-        return 1e-3 * progress
-
-    make(learning_rate=schedule, **mode).learn(50)
-    assert max(seen) == 1
-    assert min(seen) == 0
-
-
 # ---------------------------------------------------------------------------------------------------- modes of training
 
 
@@ -636,15 +314,6 @@ def test_batch_normalisation_learns_from_updates_alone(options: Options) -> None
     model.learn(1, callback=recorder, reset_num_timesteps=False)
     critic = 0 if not model.uses_critic else max(1, getattr(model, "resolved_n_value_updates", 1))
     assert counts == [(0, 0), (0, 0), (1, critic), (1, critic)]
-
-
-@EACH_ALGORITHM
-def test_dropout_is_off_when_predicting(base: Options) -> None:
-    model = make(match_envs(action="box"), policy_kwargs={"features_extractor_class": Extractor}, **base).learn(40)
-    model.policy.set_training_mode(True)
-    obs = model.observation_space.sample()
-    actions = [model.predict(obs, deterministic=True)[0] for _ in range(5)]
-    assert all(np.array_equal(action, actions[0]) for action in actions)
 
 
 # ------------------------------------------------------------------------------------------------------ what goes wrong
@@ -707,39 +376,3 @@ class SpoiltObservations(MatchEnv):
 def test_observations_that_are_not_finite_stop_the_training_too(action: str, base: Options) -> None:
     with pytest.raises(ValueError, match=r"nan|not finite"):
         make(SpoiltObservations(action=action), **base).learn(50)
-
-
-# ----------------------------------------------------------------------------------------------- the rest of the arguments
-
-
-@EACH_ALGORITHM
-@pytest.mark.parametrize("verbose", [0, 1])
-def test_verbosity(base: Options, verbose: int, capsys: pytest.CaptureFixture[str]) -> None:
-    make(verbose=verbose, **base).learn(32, log_interval=1)
-    assert ("total_timesteps" in capsys.readouterr().out) == bool(verbose)
-
-
-@EACH_ALGORITHM
-def test_device_and_folder_of_logs(base: Options, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[Any, ...]] = []
-    original = utils.configure_logger
-
-    def configure(*args: Any) -> Any:
-        given.append(args)
-        return original(0, None)
-
-    monkeypatch.setattr(utils, "configure_logger", configure)
-    model = make(tensorboard_log="somewhere", **base)
-    model.learn(16)
-    model.learn(16, tb_log_name="mine", reset_num_timesteps=False)
-    assert given == [(0, "somewhere", type(model).__name__, True), (0, "somewhere", "mine", False)]
-    assert model.device == th.device("cpu")
-    assert {p.device for p in model.policy.parameters()} == {th.device("cpu")}
-
-
-@EACH_ALGORITHM
-def test_building_can_wait(base: Options) -> None:
-    model = make(_init_setup_model=False, **base)
-    assert not hasattr(model, "policy")
-    model._setup_model()
-    model.learn(16)

@@ -105,7 +105,7 @@ def main() -> None:
             recorded[f"{key}/{name}"] = parameters_after_updates(ALGOS[key].load_class(), options)
             print(key, name, len(recorded[f"{key}/{name}"]), flush=True)
     FILE.parent.mkdir(exist_ok=True)
-    np.savez_compressed(FILE, **recorded)
+    np.savez_compressed(FILE, **recorded)  # type: ignore[arg-type]  # numpy's stubs take names for its own argument
 
 
 if __name__ == "__main__":

@@ -63,6 +63,11 @@ class Spec:
     optimizers: tuple[str, ...] = ("policy.optimizer",)
     logged: frozenset[str] = frozenset()
 
+    @property
+    def free(self) -> bool:
+        """Whether it takes observations of every kind: no goals."""
+        return "box" in self.observations
+
     @cached_property
     def algorithm(self) -> Any:
         """The class."""
@@ -78,7 +83,7 @@ class Spec:
     @property
     def observation(self) -> str:
         """The simplest observation."""
-        return "box" if "box" in self.observations else self.observations[0]
+        return "box" if self.free else self.observations[0]
 
     def envs(self, n_envs: int | None = None, **kwargs: Any) -> "DummyVecEnv":
         """

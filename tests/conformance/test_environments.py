@@ -76,13 +76,12 @@ class InBounds(gym.Wrapper[Any, Any, Any, Any]):
 
 
 @pytest.mark.parametrize("space", BOXES, ids=str)
-@pytest.mark.parametrize(
-    ("spec", "options"),
-    [entry for entry in variants_of() if SPECS["her_ddpg"] is not entry.values[0]],
-)
+@pytest.mark.parametrize(("spec", "options"), variants_of("free"))
 def test_actions_stay_within_bounds_of_any_shape(spec: Spec, options: Any, space: spaces.Box) -> None:
     env = DummyVecEnv([lambda: Monitor(InBounds(ScriptedEnv(0, [(5, "terminated")], space)))] * 2)
     check_training(spec.make(env, **options, policy_kwargs={"log_std_init": 1.0}))
+    if spec.sde:
+        check_training(spec.make(env, **options, use_sde=True, policy_kwargs={"squash_output": True}))
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of("sde"))

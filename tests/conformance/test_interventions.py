@@ -14,7 +14,7 @@ from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
-import cloudpickle
+import cloudpickle  # type: ignore[import-untyped]  # it has no types
 import numpy as np
 import pytest
 import torch as th
@@ -25,7 +25,7 @@ from stable_baselines3.common.policies import ActorCriticPolicy
 from stable_baselines3.common.vec_env import DummyVecEnv
 from torch import nn
 from torch.nn.utils import parameters_to_vector, parametrize, vector_to_parameters
-from torch.optim import optimizer as optimizers
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 from sb3_pg import SVG0, VPG, fast
 
@@ -390,7 +390,9 @@ def parametrise(model: Any, _: Log) -> None:
     layer.bias.data.copy_(largest(model).bias)
     parametrize.register_parametrization(layer, "weight", Zero())
     if hasattr(model, "actor_target"):  # averaged parameter by parameter
-        parametrize.register_parametrization(getattr(model.actor_target.mu, last_linear(model.actor_target.mu)), "weight", Zero())
+        parametrize.register_parametrization(
+            getattr(model.actor_target.mu, last_linear(model.actor_target.mu)), "weight", Zero()
+        )
 
 
 def patch_extractor(model: Any, log: Log) -> None:
@@ -589,6 +591,7 @@ def stays_on_cpu(model: Any, _: Log) -> None:
 
 
 MODULES = nn.modules.module
+OUTPUT_WEIGHTS = {"action_net.weight", "actor.mu.weight", "actor.mu.2.weight"}
 TABLE: dict[str, Row] = {
     # Weights that are replaced or overwritten act from the next step on.
     "output layer replaced": Row(replace_layer, (acts,)),
@@ -603,7 +606,7 @@ TABLE: dict[str, Row] = {
     "forward of the output layer patched": Row(patch_forward, (acts, was_called)),
     "output replaced by a hook": Row(replace_output, (acts, was_called)),
     "forward_actor patched": Row(patch_extractor, (acts, was_called), on_policy=True),
-    "gradient zeroed by a hook": Row(zero_gradient, (was_called, stays(lambda name: name in OUTPUT_WEIGHTS)), at="start"),
+    "gradient zeroed by a hook": Row(zero_gradient, (was_called, stays(OUTPUT_WEIGHTS.__contains__)), at="start"),
     "tensor hook": Row(zero_gradient, (was_called,)),
     "hook after accumulation": Row(hook_into("register_post_accumulate_grad_hook", "weight"), (was_called,)),
     "forward hook": Row(hook_into("register_forward_hook"), (was_called,)),
@@ -612,8 +615,8 @@ TABLE: dict[str, Row] = {
     "global forward hook": Row(hook_globally(MODULES.register_module_forward_hook, output_layer), (was_called,)),
     "global forward pre-hook": Row(hook_globally(MODULES.register_module_forward_pre_hook, output_layer), (was_called,)),
     "global backward hook": Row(hook_globally(MODULES.register_module_full_backward_hook, output_layer), (was_called,)),
-    "global optimizer pre-hook": Row(hook_globally(optimizers.register_optimizer_step_pre_hook, actor_optimizer), (was_called,)),
-    "global optimizer post-hook": Row(hook_globally(optimizers.register_optimizer_step_post_hook, actor_optimizer), (was_called,)),
+    "global optimizer pre-hook": Row(hook_globally(register_optimizer_step_pre_hook, actor_optimizer), (was_called,)),
+    "global optimizer post-hook": Row(hook_globally(register_optimizer_step_post_hook, actor_optimizer), (was_called,)),
     "hooks of the optimizer": Row(hook_optimizer, (was_called,)),
     "step of the optimizer patched": Row(patch_optimizer, (was_called, stays(is_actor)), on_policy=False),
     # What is trained, and what is not.
@@ -631,7 +634,6 @@ TABLE: dict[str, Row] = {
     "environments pickled": Row(pickle_environments, (copy_steps,)),
     "default device": Row(default_to_meta, (stays_on_cpu,), at="start"),
 }
-OUTPUT_WEIGHTS = {"action_net.weight", "actor.mu.weight", "actor.mu.2.weight"}
 
 
 @pytest.mark.filterwarnings("ignore:Full backward hook is firing", "ignore:For backward hooks to be called")

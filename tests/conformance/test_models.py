@@ -65,11 +65,9 @@ def test_predict_is_random_unless_asked_otherwise(spec: Spec, options: Any) -> N
 
 def test_predict_rejects_what_is_not_of_the_space(spec: Spec) -> None:
     model = spec.make()
-    shapes = {
-        key: np.zeros((2, 7), np.float32) for key in getattr(model.observation_space, "spaces", {"": None})
-    }
+    shapes = {key: np.zeros((2, 7), np.float32) for key in getattr(model.observation_space, "spaces", {"": None})}
     with pytest.raises(ValueError, match="observation shape"):
-        model.predict(shapes if "" not in shapes else shapes[""])
+        model.predict(shapes.get("", shapes))
 
 
 # ------------------------------------------------------------------------------------------------------------ save and load
@@ -182,7 +180,7 @@ def test_environments_of_other_spaces_are_rejected(spec: Spec) -> None:
     class Other(gym.Wrapper[Any, Any, Any, Any]):
         """One action more."""
 
-        action_space = spaces.Box(-1, 1, (7,))
+        action_space: Any = spaces.Box(-1, 1, (7,))
 
     model = spec.make(spec.envs(1))
     with pytest.raises(ValueError, match="spaces do not match"):

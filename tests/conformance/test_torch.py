@@ -11,8 +11,8 @@ from conformance.test_models import samples_of
 from model_checks import check_training
 from torch import nn
 
-
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # said by torch.func, too
+# The first is said by torch.func, too; the second of the checks of arguments in torch's distributions.
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
 
 class Exportable(nn.Module):
@@ -71,7 +71,7 @@ def value_of(output: Any) -> th.Tensor:
 def test_a_policy_can_be_traced_as_in_the_export_guide(spec: Spec) -> None:
     model = spec.make(spec.envs(action="box")).learn(40)
     policy = model.policy.to("cpu").eval()
-    traced = th.jit.trace(Exportable(policy), (observations(model, 1),))
+    traced: Any = th.jit.trace(Exportable(policy), (observations(model, 1),))  # type: ignore[no-untyped-call]  # torch
     frozen = th.jit.freeze(traced.eval())
     for n in (1, 4):
         obs = observations(model, n)

@@ -1,4 +1,4 @@
-"""HERDDPG does what users of SB3 expect of an algorithm, and says clearly what it cannot do."""
+"""What is special about HERDDPG, and what it says it cannot do; ``tests/conformance`` says what all algorithms do."""
 
 import inspect
 import io
@@ -16,14 +16,12 @@ import torch as th
 from goal_envs import InfoReward, PointGoalEnv, counting_envs, goal_space, point_envs
 from gymnasium import spaces
 from stable_baselines3 import DDPG, HerReplayBuffer
-from stable_baselines3.common.callbacks import BaseCallback, CheckpointCallback, EvalCallback
+from stable_baselines3.common.callbacks import BaseCallback, EvalCallback
 from stable_baselines3.common.envs import BitFlippingEnv
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import KVWriter, Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
-from stable_baselines3.common.utils import set_random_seed
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import SubprocVecEnv, VecFrameStack, VecNormalize
 
 from sb3_pg import HERDDPG
 from sb3_pg.her_ddpg import HindsightReplayBuffer, validation
@@ -64,15 +62,6 @@ def same(first: dict[str, th.Tensor], second: dict[str, th.Tensor]) -> bool:
 # ---- signature -------------------------------------------------------------------------------------------------------------
 
 
-def test_arguments_of_sb3_keep_their_names_and_order() -> None:
-    theirs, ours = (list(inspect.signature(class_.__init__).parameters) for class_ in (DDPG, HERDDPG))
-    assert ours[: len(theirs)] == theirs
-    further = [inspect.signature(HERDDPG.__init__).parameters[name] for name in ours[len(theirs) :]]
-    assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in further)
-    forbidden = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
-    assert not forbidden & set(ours)
-
-
 def test_changed_defaults_are_those_of_the_paper() -> None:
     theirs, ours = (inspect.signature(class_.__init__).parameters for class_ in (DDPG, HERDDPG))
     changed = {name: ours[name].default for name in theirs if ours[name].default != theirs[name].default}
@@ -89,12 +78,6 @@ def test_changed_defaults_are_those_of_the_paper() -> None:
 def test_every_argument_is_described(class_: type) -> None:
     described = re.findall(r":param (\w+):", class_.__doc__ or "")
     assert described == list(inspect.signature(class_.__init__).parameters)[1:]  # type: ignore[misc]  # of the class
-
-
-def test_learn_has_the_signature_of_sb3() -> None:
-    theirs, ours = inspect.signature(DDPG.learn).parameters, inspect.signature(HERDDPG.learn).parameters
-    assert list(ours) == list(theirs)
-    assert {name for name in theirs if ours[name].default != theirs[name].default} == {"tb_log_name"}
 
 
 # ---- what is rejected ------------------------------------------------------------------------------------------------------
@@ -396,35 +379,10 @@ def test_noise_of_sb3(noise: Any, n_envs: int) -> None:
     assert np.allclose(taken, own, atol=1e-6)
 
 
-@pytest.mark.parametrize("vec_env", [DummyVecEnv, SubprocVecEnv])
-def test_environments_in_one_process_or_several(vec_env: Any) -> None:
-    env = vec_env([lambda: Monitor(gym.wrappers.TimeLimit(PointGoalEnv(terminate=True), 10))] * 2)
-    model = make(env).learn(100)
-    assert model._n_updates > 0
-    env.close()
-
-
-def test_both_kinds_of_processes_train_alike() -> None:
-    results = []
-    for vec_env in (DummyVecEnv, SubprocVecEnv):
-        env = vec_env([lambda: Monitor(gym.wrappers.TimeLimit(PointGoalEnv(), 10))] * 2)
-        results.append(parameters(make(env).learn(80)))
-        env.close()
-    assert same(*results)
-
-
 def discrete_env(kind: str) -> gym.Env[Any, Any]:
     return BitFlippingEnv(
         n_bits=4, continuous=True, max_steps=6, discrete_obs_space=kind == "discrete", image_obs_space=kind == "image"
     )
-
-
-@pytest.mark.parametrize("kind", ["bits", "image"])
-def test_observations_of_other_kinds(kind: str) -> None:
-    model = make(discrete_env(kind), terminate_on_success=True).learn(60)
-    again = HERDDPG.load(saved(model), device="cpu")
-    obs = model.env.reset()  # type: ignore[union-attr]  # there is one
-    assert np.allclose(model.predict(obs, deterministic=True)[0], again.predict(obs, deterministic=True)[0])  # type: ignore[arg-type]
 
 
 # ---- saving and loading ----------------------------------------------------------------------------------------------------
@@ -468,17 +426,6 @@ def test_the_statistics_are_part_of_the_policy(tmp_path: Path) -> None:
     elsewhere: Any = dict(obs)  # type: ignore[arg-type]  # a dictionary
     elsewhere["achieved_goal"] = elsewhere["achieved_goal"] + 1
     assert np.array_equal(model.predict(obs)[0], model.predict(elsewhere)[0])  # type: ignore[arg-type]  # a dictionary
-
-
-@pytest.mark.parametrize("n_envs", [1, 3])
-def test_training_goes_on_with_other_environments(n_envs: int) -> None:
-    loaded = HERDDPG.load(saved(make().learn(100)), env=point_envs(n_envs), device="cpu")
-    loaded.learn(100, reset_num_timesteps=False)
-    assert loaded.num_timesteps >= 200
-    without = HERDDPG.load(saved(make().learn(100)), device="cpu")
-    without.set_env(point_envs(2))
-    without.learn(60)
-    assert without._n_updates > 0
 
 
 def test_experience_is_saved_and_read_by_another_process(tmp_path: Path) -> None:
@@ -561,31 +508,6 @@ def test_a_callback_that_stops() -> None:
     assert difference.max() <= 0.6 + 1e-5
 
 
-# ---- determinism -----------------------------------------------------------------------------------------------------------
-
-
-def test_a_seed_decides_everything() -> None:
-    runs = [parameters(make(seed=seed).learn(100)) for seed in (3, 3, 4)]
-    assert same(runs[0], runs[1])
-    assert not same(runs[0], runs[2])
-
-
-def test_without_a_seed_of_its_own_the_global_one_decides() -> None:
-    runs = []
-    for _ in range(2):
-        set_random_seed(5)
-        env = point_envs()
-        env.seed(1)
-        runs.append(parameters(make(env, seed=None).learn(100)))
-    assert same(*runs)
-
-
-def test_predict_is_deterministic() -> None:
-    model = make().learn(40)
-    obs = point_envs().reset()
-    assert np.array_equal(model.predict(obs)[0], model.predict(obs, deterministic=True)[0])  # type: ignore[arg-type]
-
-
 # ---- logs and callbacks ----------------------------------------------------------------------------------------------------
 
 
@@ -625,37 +547,11 @@ def test_success_rates_and_losses_are_logged(tmp_path: Path) -> None:
     } <= logged
 
 
-def test_the_window_of_statistics() -> None:
-    assert make(stats_window_size=3).learn(100).ep_info_buffer.maxlen == 3  # type: ignore[union-attr]  # there is one
-
-
 def test_successes_are_written_by_the_monitor(tmp_path: Path) -> None:
     env = Monitor(gym.wrappers.TimeLimit(PointGoalEnv(), 10), str(tmp_path / "0"), info_keywords=("is_success",))
     make(env).learn(40)
     env.close()
     assert (tmp_path / "0.monitor.csv").read_text().splitlines()[1] == "r,l,t,is_success"
-
-
-def test_callbacks_of_sb3(tmp_path: Path) -> None:
-    callback = CheckpointCallback(20, str(tmp_path), save_replay_buffer=True)
-    model = make().learn(100, callback)
-    assert len(list(tmp_path.glob("*replay_buffer*.pkl"))) == 3
-    loaded = HERDDPG.load(sorted(tmp_path.glob("*.zip"))[0], env=point_envs(), device="cpu")
-    loaded.load_replay_buffer(sorted(tmp_path.glob("*replay_buffer*.pkl"))[0])
-    loaded.learn(40, reset_num_timesteps=False)
-    mean: Any = evaluate_policy(model, point_envs(), n_eval_episodes=2)[0]
-    assert -10 <= mean <= 0
-
-
-def test_a_schedule_never_sees_a_progress_below_zero() -> None:
-    seen: list[float] = []
-
-    def schedule(progress: float) -> float:
-        seen.append(progress)
-        return 1e-3
-
-    make(learning_rate=schedule).learn(50)
-    assert min(seen) == 0
 
 
 def test_the_buffer_can_be_of_a_subclass() -> None:

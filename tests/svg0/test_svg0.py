@@ -1,4 +1,4 @@
-"""SVG0 does what users of Stable-Baselines3 expect of an off-policy algorithm."""
+"""What is special about SVG0; ``tests/conformance`` says what all algorithms do."""
 
 import copy
 from pathlib import Path
@@ -9,30 +9,22 @@ import model_checks
 import numpy as np
 import pytest
 import torch as th
-from envs import OBSERVATION_SPACES, MatchEnv, QuadraticEnv
+from conformance.test_environments import InBounds
+from envs import MatchEnv, QuadraticEnv
 from gymnasium import spaces
-from model_checks import Captured, differences, logged, policy_for, reloaded
+from model_checks import Captured, differences, logged, policy_for
 from smoke_envs import Recorder, ScriptedEnv, scripted_vec_env
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-    CheckpointCallback,
-    EvalCallback,
-    EveryNTimesteps,
-    StopTrainingOnMaxEpisodes,
-)
-from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.monitor import Monitor
 from stable_baselines3.common.noise import NormalActionNoise, OrnsteinUhlenbeckActionNoise
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
-from stable_baselines3.common.vec_env import DummyVecEnv, SubprocVecEnv, VecEnv, VecFrameStack, VecNormalize
+from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecNormalize
 
 from sb3_pg import SVG0
 from sb3_pg.common.distributions import COVARIANCES
 from sb3_pg.svg0 import CnnPolicy, MlpPolicy, MultiInputPolicy
 
-State = dict[str, Any]
 Options = dict[str, Any]
 
 REPLAY: Options = {"buffer_size": 90, "learning_starts": 10, "batch_size": 16}
@@ -62,23 +54,12 @@ def make(env: gym.Env[Any, Any] | VecEnv | None = None, policy: str = "MlpPolicy
     return SVG0(policy, match_envs() if env is None else env, **{**defaults, **mode, **kwargs})
 
 
-def state_of(model: SVG0) -> State:
-    """Copies of all parameters and of the state of all optimizers."""
-    return copy.deepcopy({**model.get_parameters(), "log_ent_coef": model.log_ent_coef})
-
-
 # ------------------------------------------------------------------------------------------------------- it runs with
 
 
 def check_training(model: SVG0, n_steps: int = 40) -> None:
     """All networks are trained, besides what every algorithm has to do."""
     model_checks.check_training(model, n_steps, ("actor.", "critic.", "critic_target."))
-
-
-@pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_every_observation_space(observation: str, mode: Options) -> None:
-    check_training(make(match_envs(observation=observation, truncate=True), policy_for(observation), **mode))
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
@@ -100,12 +81,6 @@ def test_every_covariance(covariance: str, depends: bool, options: Options) -> N
         assert np.linalg.eigvalsh(sigma).min() > 0
 
 
-@pytest.mark.parametrize("n_envs", [1, 2, 4])
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_any_number_of_environments(n_envs: int, options: Options) -> None:
-    check_training(make(match_envs(n_envs, truncate=True), **options))
-
-
 @pytest.mark.parametrize(
     "frequency",
     [
@@ -117,18 +92,6 @@ def test_any_number_of_environments(n_envs: int, options: Options) -> None:
 )
 def test_every_training_frequency(frequency: Options) -> None:
     check_training(make(match_envs(1), **frequency))
-
-
-class InBounds(gym.Wrapper[Any, Any, Any, Any]):
-    """Insists on actions within the bounds of the action space, of its shape; notes the largest and the smallest."""
-
-    def step(self, action: Any) -> Any:
-        space = self.action_space
-        assert isinstance(space, spaces.Box)
-        assert action.shape == space.shape
-        assert np.all(action >= space.low)
-        assert np.all(action <= space.high)
-        return self.env.step(action)
 
 
 @pytest.mark.parametrize(
@@ -175,46 +138,6 @@ def test_normalised_environments(mode: Options, observation: str) -> None:
     assert set(np.unique(stored["vector"] if isinstance(stored, dict) else stored)) <= {-1.0, 0.0, 1.0}
 
 
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_stacked_frames(mode: Options) -> None:
-    env = VecFrameStack(match_envs(observation="image", truncate=True), n_stack=3)
-    model = make(env, "CnnPolicy", **mode)
-    check_training(model)
-    assert model.observation_space.shape == (3, 36, 36)
-
-
-@pytest.mark.slow
-def test_environments_in_processes_of_their_own() -> None:
-    env = SubprocVecEnv([lambda: Monitor(MatchEnv(action="box", truncate=True)) for _ in range(2)])
-    try:
-        check_training(make(env))
-        check_training(make(env, **ON_POLICY))
-    finally:
-        env.close()
-
-
-def test_environment_by_name_and_a_single_one() -> None:
-    check_training(SVG0("MlpPolicy", "Pendulum-v1", seed=0, **REPLAY))
-    check_training(make(MatchEnv(action="box")))
-
-
-def test_networks_of_ones_own() -> None:
-    kwargs = {
-        "net_arch": {"pi": [8], "qf": [4, 4]},
-        "activation_fn": th.nn.Tanh,
-        "optimizer_class": th.optim.RMSprop,
-        "optimizer_kwargs": {"alpha": 0.9},
-    }
-    model = make(policy_kwargs=kwargs)
-    check_training(model)
-    for part in (model.actor, model.critic):
-        assert isinstance(part.optimizer, th.optim.RMSprop)
-        assert part.optimizer.param_groups[0]["alpha"] == 0.9
-        assert {id(p) for p in part.optimizer.param_groups[0]["params"]} == {id(p) for p in part.parameters()}
-    assert model.actor.mu.in_features == 8
-    assert model.policy.net_arch == kwargs["net_arch"]
-
-
 @pytest.mark.parametrize("covariance", COVARIANCES)
 def test_the_initial_standard_deviation(covariance: str) -> None:
     for depends in (True, False):
@@ -235,27 +158,7 @@ def test_the_noise_never_falls_below_its_bound(squash: bool) -> None:
         assert np.allclose(model.actor.distribution(obs).stddev, 0.1)
 
 
-# --------------------------------------------------------------------------------------------------------- determinism
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_a_seed_decides_everything(options: Options) -> None:
-    states = [state_of(make(**{**options, "seed": seed}).learn(60)) for seed in (1, 1, 2)]
-    assert differences(states[0], states[1]) == []
-    assert differences(states[0], states[2])
-
-
 # ------------------------------------------------------------------------------------------------------------- predict
-
-
-@pytest.mark.parametrize("squash", [True, False])
-def test_predict_is_deterministic_when_asked_and_random_otherwise(squash: bool) -> None:
-    model = make(squash_output=squash)
-    obs = np.zeros((50, 3), dtype=np.float32)
-    certain, random = (model.predict(obs, deterministic=deterministic)[0] for deterministic in (True, False))
-    assert np.all(certain == certain[0])
-    assert len(np.unique(random, axis=0)) > 25
-    assert np.all(np.abs(random) <= 1)
 
 
 @pytest.mark.parametrize("squash", [True, False])
@@ -270,42 +173,7 @@ def test_predicted_actions_are_in_the_units_of_the_environment(squash: bool) -> 
         assert np.allclose(action, [12 + 2 * scaled[0], 1 + 4 * scaled[1]], atol=1e-5)
 
 
-def test_a_model_can_be_evaluated() -> None:
-    returns, lengths = evaluate_policy(make(), match_envs(), n_eval_episodes=6, return_episode_rewards=True)
-    assert lengths == [4] * 6
-    assert isinstance(returns, list)
-    assert all(0 <= number <= 4 for number in returns)
-
-
 # ------------------------------------------------------------------------------------------------------- save and load
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_all_parameters_and_optimizers_survive(options: Options) -> None:
-    model = make(learning_rate=lambda progress: 1e-3 * progress, **options).learn(60)
-    loaded = reloaded(model)
-    assert differences(state_of(model), state_of(loaded)) == []
-    state = loaded.get_parameters()
-    assert ("ent_coef_optimizer" in state) == (options.get("ent_coef") == "auto")
-    assert all(state[name]["state"] for name in state if "optimizer" in name)  # moments of Adam
-    obs = np.stack([model.observation_space.sample() for _ in range(10)])
-    assert np.array_equal(model.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    assert loaded.env is None
-
-
-@pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_training_goes_on_as_if_it_had_never_been_saved(options: Options, tmp_path: Path) -> None:
-    model = make(match_envs(truncate=True), **options).learn(60)
-    loaded = reloaded(model, env=match_envs(truncate=True))
-    model.save_replay_buffer(tmp_path / "buffer.pkl")
-    loaded.load_replay_buffer(tmp_path / "buffer.pkl")
-    model.set_env(match_envs(truncate=True))
-    for one in (model, loaded):
-        one.set_random_seed(5)
-        one.learn(60, reset_num_timesteps=False)
-    assert model.num_timesteps == loaded.num_timesteps >= 120
-    assert model._n_updates == loaded._n_updates
-    assert differences(state_of(model), state_of(loaded)) == []
 
 
 def test_a_replay_buffer_of_another_kind_is_rejected(tmp_path: Path) -> None:
@@ -345,12 +213,6 @@ def test_after_a_callback_has_stopped_the_next_step_belongs_to_the_last_observat
     assert np.flatnonzero(model.replay_buffer.dones[:size, 0]).tolist() == [5]
 
 
-def test_resetting_the_counter_or_not() -> None:
-    model = make().learn(30)
-    assert model.learn(30, reset_num_timesteps=False).num_timesteps == 60
-    assert model.learn(30).num_timesteps == 30
-
-
 @pytest.mark.parametrize(
     ("policy_class", "observation"), [(MlpPolicy, "box"), (CnnPolicy, "image"), (MultiInputPolicy, "dict_image")]
 )
@@ -365,47 +227,6 @@ def test_policies_can_be_saved_alone(
     assert differences(dict(policy.state_dict()), dict(loaded.state_dict())) == []
     obs = policy.observation_space.sample()
     assert np.array_equal(policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-
-
-def test_a_model_can_be_copied() -> None:
-    model = make(ent_coef="auto").learn(30)
-    other = copy.deepcopy(model.policy)
-    assert differences(dict(model.policy.state_dict()), dict(other.state_dict())) == []
-
-
-# ----------------------------------------------------------------------------------------------------------- callbacks
-
-
-@pytest.mark.filterwarnings("ignore::tqdm.TqdmExperimentalWarning")  # which SB3 ignores as well
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_of_sb3(mode: Options, tmp_path: Path) -> None:
-    evaluation = EvalCallback(match_envs(1), eval_freq=5, n_eval_episodes=2, log_path=str(tmp_path), verbose=0)
-    checkpoints = CheckpointCallback(
-        save_freq=7, save_path=str(tmp_path), name_prefix="svg0", save_replay_buffer=True, verbose=0
-    )
-    counts: list[int] = []
-
-    class Count(BaseCallback):
-        def _on_step(self) -> bool:
-            counts.append(self.num_timesteps)
-            return True
-
-    model = make(**mode)
-    model.learn(90, callback=[evaluation, checkpoints, EveryNTimesteps(12, Count())], progress_bar=True)
-    assert evaluation.evaluations_timesteps == list(range(15, 91, 15))
-    assert {path.name for path in tmp_path.glob("svg0_*_steps.zip")} == {f"svg0_{n * 3}_steps.zip" for n in range(7, 31, 7)}
-    assert len(list(tmp_path.glob("svg0_replay_buffer_*"))) == 4
-    assert counts == list(range(12, 91, 12))
-    assert SVG0.load(tmp_path / "svg0_63_steps.zip").num_timesteps == 63
-
-
-@pytest.mark.parametrize("mode", MODES, ids=name_of)
-def test_callbacks_that_stop(mode: Options) -> None:
-    model = make(**mode)
-    model.learn(1000, callback=StopTrainingOnMaxEpisodes(max_episodes=4))  # in each of three environments, of length 4
-    assert model.num_timesteps == 3 * 16
-    model.learn(30, reset_num_timesteps=False)
-    assert model.num_timesteps >= 78
 
 
 # -------------------------------------------------------------------------------------------------------------- logger
@@ -442,23 +263,6 @@ def test_what_is_logged_is_the_mean_over_the_updates(monkeypatch: pytest.MonkeyP
     assert captured.dumps[0]["train/n_updates"] == model._n_updates == 3
 
 
-def test_a_schedule_never_sees_a_progress_below_zero() -> None:
-    """The last rollout may go beyond the steps asked for; a linear rate must not turn negative there."""
-    seen: list[float] = []
-
-    def schedule(progress: float) -> float:
-        seen.append(progress)
-        return 1e-3 * progress
-
-    model = make(on_policy=True, train_freq=7, ent_coef="auto", learning_rate=schedule).learn(50)
-    assert max(seen) == 1
-    assert min(seen) == 0
-    assert model.ent_coef_optimizer is not None
-    assert {o.param_groups[0]["lr"] for o in (model.actor.optimizer, model.critic.optimizer, model.ent_coef_optimizer)} == {
-        0.0
-    }
-
-
 # --------------------------------------------------------------------------------------------------- modes of training
 
 
@@ -492,14 +296,6 @@ def test_batch_normalisation_learns_from_updates_alone_and_reaches_the_targets()
     before = copy.deepcopy(model.actor.state_dict())
     model.learn(30)
     assert differences(dict(before), dict(model.actor.state_dict())) == []
-
-
-def test_dropout_is_off_when_predicting() -> None:
-    model = make(policy_kwargs={"features_extractor_class": Extractor}).learn(40)
-    model.policy.set_training_mode(True)
-    obs = model.observation_space.sample()
-    actions = [model.predict(obs, deterministic=True)[0] for _ in range(5)]
-    assert all(np.array_equal(action, actions[0]) for action in actions)
 
 
 # --------------------------------------------------------------------------------------------------- what goes wrong
