@@ -229,7 +229,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
         rollout_buffer.reset()
         episodes_left, steps_before = self._start_rollout(env)
         used = np.ones(env.num_envs, dtype=np.bool_)
-        n_steps, steps = 0, self._fast_path() or self
+        n_steps, steps = 0, self._steps()
         has_callback = not (isinstance(callback, ConvertCallback) and callback.callback is None)
         callback.on_rollout_start()
 
@@ -237,7 +237,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
             if has_callback:  # which may have changed the networks
-                steps = self._fast_path() or self
+                steps = self._steps()
             actions, values = steps.sample_actions(self._last_obs)
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
@@ -317,11 +317,11 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     # ---- advantages --------------------------------------------------------------------------------------------------------
 
-    def _compute_advantages(self, buffer: PolicyGradientBuffer, steps: Any) -> None:
+    def _compute_advantages(self, buffer: PolicyGradientBuffer, steps: Any = None) -> None:
         """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
         self._episode_steps = buffer.episode_steps[-1] + 1
         if self.uses_critic:
-            self._compute_values(buffer, steps)
+            self._compute_values(buffer, steps or self._steps())
         buffer.returns = self._returns(buffer)
         buffer.advantages = buffer.returns - self._baseline_values(buffer)
 
@@ -350,12 +350,24 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     # ---- updates -----------------------------------------------------------------------------------------------------------
 
+    def _steps(self) -> Any:
+        """What has the steps of an update: the fast path, or the algorithm itself."""
+        return self._fast_path() or self
+
     def _update_policy(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
         """One gradient step of the policy, and with targets of the critic, see :meth:`policy_gradient`."""
-        steps = self._fast_path() or self
+        steps = self._steps()
         step: PolicyStep = steps.policy_gradient(batch, targets)
         self._apply(steps, self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
         return step
+
+    def _update_critic(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> float:
+        """One step of the critic's own optimizer towards the targets; the loss before."""
+        assert self.value_optimizer is not None
+        steps = self._steps()
+        loss, norm = steps.value_gradient(observations, targets)
+        self._apply(steps, [self.value_optimizer], norm, "gradient of the value loss")
+        return float(loss)
 
     def _apply(self, steps: Any, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
         """Apply the gradients if their norm is finite."""

@@ -193,7 +193,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         if self.critic_first:
             self._fit_critic(buffer)
             buffer.has_values = False
-            self._compute_advantages(buffer, self._fast_path() or self)
+            self._compute_advantages(buffer)
         self._fit_policy(buffer)
         if self.resolved_n_value_updates > 0 and not self.critic_first:
             self._fit_critic(buffer)
@@ -211,7 +211,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         else:
             joint = self.uses_critic and self.resolved_n_value_updates == 0
             step = self._update_policy(batch, buffer.tensor(buffer.select(buffer.returns)) if joint else None)
-        new_log_prob = (self._fast_path() or self).action_log_prob(batch)
+        new_log_prob = self._steps().action_log_prob(batch)
         self.logger.record("train/grad_norm", step.grad_norm)
         self.logger.record("train/weight_std", float(buffer.select(buffer.advantages).std()))
         self.logger.record("train/approx_kl", losses.approximate_kl(step.log_prob, new_log_prob))
@@ -222,14 +222,9 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
 
     def _fit_critic(self, buffer: PolicyGradientBuffer) -> None:
         """Move the critic towards the returns of the batch by ``n_value_updates`` steps of its own optimizer."""
-        assert self.value_optimizer is not None
-        steps = self._fast_path() or self
         observations, targets = buffer.samples().observations, buffer.tensor(buffer.select(buffer.returns))
-        value_losses = []
-        for rows in _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates):
-            loss, norm = steps.value_gradient(index_observations(observations, rows), targets[rows])
-            self._apply(steps, [self.value_optimizer], norm, "gradient of the value loss")
-            value_losses.append(loss)
+        minibatches = _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates)
+        value_losses = [self._update_critic(index_observations(observations, rows), targets[rows]) for rows in minibatches]
         self.logger.record("train/value_loss", float(np.mean(value_losses)))
 
     def estimate_gradient(self, n_batches: int) -> npt.NDArray[np.float64]:
