@@ -118,14 +118,13 @@ def test_stacked_frames(spec: Spec, options: Any) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_environments_in_processes_of_their_own_train_alike(spec: Spec, options: Any) -> None:
+def test_environments_in_processes_of_their_own_train_alike(spec: Spec) -> None:
     results = []
     for vec_env in (DummyVecEnv, SubprocVecEnv):
         arguments = (spec.observation, spec.actions[0], True)
         env = vec_env([lambda arguments=arguments: Monitor(build_env(*arguments))] * 2)  # type: ignore[misc]  # default argument
         try:
-            results.append(spec.make(env, **options).learn(60).policy.state_dict())
+            results.append(spec.make(env).learn(60).policy.state_dict())
         finally:
             env.close()
     assert all(np.array_equal(value, results[1][name]) for name, value in results[0].items())

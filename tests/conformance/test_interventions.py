@@ -746,6 +746,7 @@ def test_the_optimal_baseline_with_frozen_standard_deviations() -> None:
     assert_equal(*models)
 
 
+@pytest.mark.slow
 def test_the_environment_variable_switches_the_fast_path_off() -> None:
     code = "import conftest\nfrom conformance.specs import SPECS\n"
     code += "for spec in SPECS.values():\n    print(spec.make().learn(40)._fast_path())\n"

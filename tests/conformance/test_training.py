@@ -33,22 +33,29 @@ TAKEN_BY_THE_ZOO = {"noise_type", "noise_std", "normalize", "clip_range", "callb
 # --------------------------------------------------------------------------------------------------------------- signatures
 
 
+def base_of(spec: Spec) -> type:
+    """
+    :param spec: of an algorithm
+    :return: SB3's class from which it is derived
+    """
+    return next(cls for cls in spec.algorithm.__mro__ if cls.__module__.startswith("stable_baselines3"))
+
+
 def test_arguments_are_described_and_keep_the_order_of_sb3(spec: Spec) -> None:
     ours, theirs = (
         [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
-        for cls in (spec.algorithm, spec.peer_class)
+        for cls in (spec.algorithm, base_of(spec))
     )
     assert re.findall(r":param (\w+):", spec.algorithm.__doc__) == ours
     assert not TAKEN_BY_THE_ZOO & set(ours)
-    # An algorithm may lack arguments of its peer, or have them as its own, by keyword only.
+    # An algorithm may lack arguments of its base class, or have them by keyword only.
     parameters = inspect.signature(spec.algorithm.__init__).parameters
     positional = [name for name in ours if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [name for name in positional if name in theirs] == [name for name in theirs if name in positional]
 
 
 def test_learn_has_the_signature_of_sb3(spec: Spec) -> None:
-    base = next(cls for cls in spec.algorithm.__mro__ if cls.__module__.startswith("stable_baselines3"))
-    ours, theirs = (inspect.signature(cls.learn).parameters for cls in (spec.algorithm, base))
+    ours, theirs = (inspect.signature(cls.learn).parameters for cls in (spec.algorithm, base_of(spec)))
     assert list(ours) == list(theirs)
     assert {name for name in ours if ours[name].default != theirs[name].default} == {"tb_log_name"}
     assert ours["tb_log_name"].default == spec.algorithm.__name__
