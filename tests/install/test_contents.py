@@ -73,7 +73,7 @@ print(*sorted(line.split("<")[0].split(">")[0] for line in data.get_all("Require
         "tests",
         "docs",
     }
-    assert needed == "gymnasium numpy pandas requests rl_zoo3 sb3-contrib stable-baselines3 torch"
+    assert needed == "gymnasium numpy pandas requests rl_zoo3 sb3-contrib stable-baselines3 threadpoolctl torch"
 
 
 @KINDS
