@@ -256,7 +256,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
             self._last_obs, self._last_episode_starts = new_obs, dones
 
         rollout_buffer.finish(steps_before)
-        self._compute_advantages(rollout_buffer, steps)
+        self._compute_advantages(rollout_buffer, None if has_callback else steps)
         callback.update_locals(locals())
         callback.on_rollout_end()
         return True
