@@ -142,6 +142,26 @@ def _parser() -> argparse.ArgumentParser:
         default=True,
         help="weight step t by gamma^t, so that all estimate the gradient of the discounted objective (default: yes)",
     )
+    _add_sizes(parser)
+    add("--seed", type=int, default=0, help="seed of all random generators (default: 0)")
+    add(
+        "--n-jobs",
+        type=int,
+        default=_usable_cpus(),
+        help="number of processes, without influence on the results (default: all CPUs)",
+    )
+    add(
+        "-o",
+        "--output",
+        type=Path,
+        default=Path("estimators.png"),
+        help="figure; the CSV file is written beside it (default: %(default)s)",
+    )
+    return parser
+
+
+def _add_sizes(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
     add("--n-episodes", type=int, default=10, help="episodes per estimate (default: 10)")
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--n-batches", type=int, help="number of estimates per estimator")
@@ -160,21 +180,6 @@ def _parser() -> argparse.ArgumentParser:
         type=int,
         help=f"steps to fit the critic on (default: {DEFAULT_CRITIC_STEPS}; 0 if the model has a critic for that gamma)",
     )
-    add("--seed", type=int, default=0, help="seed of all random generators (default: 0)")
-    add(
-        "--n-jobs",
-        type=int,
-        default=_usable_cpus(),
-        help="number of processes, without influence on the results (default: all CPUs)",
-    )
-    add(
-        "-o",
-        "--output",
-        type=Path,
-        default=Path("estimators.png"),
-        help="figure; the CSV file is written beside it (default: %(default)s)",
-    )
-    return parser
 
 
 def _keyword(text: str) -> tuple[str, Any]:
