@@ -50,9 +50,10 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         """
         if gradient_steps < 1 or not self._can_sample():
             return
-        self.policy.set_training_mode(True)
         self._update_learning_rate(self._optimizers())
         fast = self._fast_path()
+        if fast is None:
+            self.policy.set_training_mode(True)
         records = []
         for _ in range(gradient_steps):
             batch = self._sample_batch(batch_size)

@@ -305,6 +305,9 @@ class SVG0Policy(BasePolicy):
 
         :param mode: whether to train
         """
+        if self.training == self.actor.training == self.critic.training == mode:
+            # Walking through all modules takes as long as acting.
+            return
         self.actor.set_training_mode(mode)
         self.critic.set_training_mode(mode)
         self.training = mode
