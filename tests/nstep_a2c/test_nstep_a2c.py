@@ -1,7 +1,7 @@
 """
 What is special about NStepA2C among the on-policy algorithms: one joint step with two rates, and buffers of others.
 
-The rest is in ``tests/common/test_on_policy_algorithms.py``.
+The rest is in ``tests/conformance`` and ``tests/common/test_on_policy_algorithms.py``.
 """
 
 import copy

@@ -1,4 +1,4 @@
-"""What is special about VPG among the on-policy algorithms; the rest is in ``tests/common/test_on_policy_algorithms.py``."""
+"""What is special about VPG; the rest is in ``tests/conformance`` and ``tests/common/test_on_policy_algorithms.py``."""
 
 import copy
 import inspect
