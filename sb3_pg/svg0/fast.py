@@ -8,7 +8,6 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
-from stable_baselines3.common.type_aliases import TensorDict
 from torch import nn
 
 from sb3_pg.common.distributions import LOG_SQRT_2_PI, FloatArray, GaussianActions
@@ -51,7 +50,7 @@ class ActorPass:
     """
 
     def __init__(self, path: "FastSVG0", features: th.Tensor, n_samples: int, next_features: th.Tensor | None = None) -> None:
-        n_states, actor = len(features), path.actor
+        self.features, n_states, actor = features, len(features), path.actor
         # In one pass: half the operations.
         hidden = ForwardPass(path.hidden, features if next_features is None else th.cat([features, next_features]))
         mean = ForwardPass(path.mean, hidden.output)
@@ -73,14 +72,12 @@ class ActorPass:
 
     def backward(self, grad_samples: th.Tensor, grad_std: th.Tensor | None) -> None:
         """
-        Set the gradients of all parameters of the actor.
+        Set the gradients of all parameters.
 
         :param grad_samples: derivative of a loss with respect to the samples, ``[K, S, A]``
         :param grad_std: with respect to the standard deviations where the samples are constant, ``[S, A]``; ``None``: zero
         """
-        grad_spread = grad_samples * self._noise
-        one = len(grad_samples) == 1
-        grad_mean, grad_spread = (x[0] if one else x.sum(dim=0) for x in (grad_samples, grad_spread))
+        grad_mean, grad_spread = grad_samples.sum(dim=0), (grad_samples * self._noise).sum(dim=0)
         if grad_std is not None:
             grad_spread = grad_spread + grad_std
         if self._slope.shape[1] < grad_spread.shape[1]:
@@ -120,7 +117,6 @@ class FastSVG0:
         self.log_std = None if isinstance(self.actor.log_std, StateIndependentLogStd) else others.pop(0)
         self.critics, self.target_critics = others, target_critics
         space = policy.observation_space
-        self._sees_vectors = isinstance(space, spaces.Box) and len(space.shape) == 1
         self._critic_parameters, self._target_parameters = (
             list(c.parameters()) for c in (policy.critic, policy.critic_target)
         )
@@ -137,8 +133,7 @@ class FastSVG0:
     def build(cls, algorithm: Any) -> "FastSVG0 | None":
         """
         :param algorithm: SVG0
-        :return: its fast path; ``None`` with other networks, features that are learned, full covariances, frozen parameters,
-            or the likelihood-ratio estimator
+        :return: its fast path; ``None`` with other networks or covariances, frozen parameters, or likelihood-ratio gradients
         """
         actor, critic, target = modules = (algorithm.actor, algorithm.critic, algorithm.critic_target)
         policy = algorithm.policy
@@ -160,8 +155,6 @@ class FastSVG0:
         target_critics = find_mlps(target.q_networks, algorithm.bf16, trained=False)
         return None if networks is None or target_critics is None else cls(algorithm, networks, target_critics)
 
-    # ---- the update --------------------------------------------------------------------------------------------------------
-
     @th.no_grad()
     def update(self, algorithm: Any, batch: SequenceSamples) -> dict[str, th.Tensor]:
         """
@@ -172,7 +165,7 @@ class FastSVG0:
         :return: what to log
         """
         # All networks see the same features.
-        features, next_features = map(self._features, (batch.observations, batch.next_observations))
+        features, next_features = map(self.actor.features, (batch.observations, batch.next_observations))
         # On-policy, the targets come after the policy's step.
         actor = ActorPass(self, features, algorithm.n_action_samples, None if algorithm.on_policy else next_features)
         record = {"std": actor.policy.stddev.mean()}
@@ -180,61 +173,45 @@ class FastSVG0:
         with th.enable_grad():
             ent_coef = algorithm._ent_coef_step(log_prob, batch.weights, record)
         if algorithm.on_policy:
-            self._actor_step(algorithm, actor, features, batch.weights, ent_coef, log_prob, record)
-        targets = self._targets(algorithm, batch, actor, features, next_features, ent_coef, record)
+            record["actor_loss"] = self._actor_step(algorithm, actor, batch.weights, ent_coef, log_prob)
+        targets = self._targets(algorithm, batch, actor, next_features, ent_coef, record)
         actions = th.tanh(batch.samples) if self.actor.squash_output else batch.samples
         inputs = th.cat([features, actions], dim=1)
         record["critic_loss"], _ = fit_critics(self.critics, inputs, targets[:, None], batch.weights[:, None])
         descend(algorithm, algorithm.critic.optimizer, record["critic_loss"], "critic_loss")
         if not algorithm.on_policy:
-            self._actor_step(algorithm, actor, features, batch.weights, ent_coef, log_prob, record)
+            record["actor_loss"] = self._actor_step(algorithm, actor, batch.weights, ent_coef, log_prob)
         torch_private.lerp_(self._target_parameters, self._critic_parameters, algorithm.tau)
         return record
-
-    def _features(self, observations: th.Tensor | TensorDict) -> th.Tensor:
-        assert isinstance(observations, th.Tensor)
-        is_vector = self._sees_vectors and observations.dtype is th.float32
-        return observations if is_vector else self.actor.features(observations)
 
     def _targets(
         self,
         algorithm: Any,
         batch: SequenceSamples,
         actor: ActorPass,
-        features: th.Tensor,
         next_features: th.Tensor,
         ent_coef: th.Tensor,
-        record: dict[str, th.Tensor],
+        record: Any,
     ) -> th.Tensor:
-        if actor.next is None:
-            later = ActorPass(self, next_features, 1)
-            next_policy, next_samples = later.policy, later.samples
-        else:
-            next_policy, next_samples = actor.next
+        later = ActorPass(self, next_features, 1) if actor.next is None else None
+        next_policy, next_samples = actor.next or (later.policy, later.samples)  # type: ignore[union-attr]  # one of them
         rows = [min_q(self.target_critics, _inputs(next_features, next_policy.actions(next_samples)))[:, 0]]
         if algorithm.uses_entropy:
             rows.append(-ent_coef * next_policy.log_prob(next_samples)[0])
         if algorithm.resolved_correction == "retrace":
-            rows.append(min_q(self.target_critics, _inputs(features, actor.policy.actions(batch.samples[None])))[:, 0])
+            rows.append(min_q(self.target_critics, _inputs(actor.features, actor.policy.actions(batch.samples[None])))[:, 0])
             rows.append(actor.policy.sample_log_prob(batch.samples))
         targets: th.Tensor = algorithm._lambda_returns(batch, rows, record)
         return targets
 
     def _actor_step(
-        self,
-        algorithm: Any,
-        actor: ActorPass,
-        features: th.Tensor,
-        weights: th.Tensor,
-        ent_coef: th.Tensor,
-        log_prob: th.Tensor | None,
-        record: dict[str, th.Tensor],
-    ) -> None:
+        self, algorithm: Any, actor: ActorPass, weights: th.Tensor, ent_coef: th.Tensor, log_prob: th.Tensor | None
+    ) -> th.Tensor:
         n_samples, n_states, n_actions = actor.samples.shape
         actions, squash = actor.policy.actions(actor.samples), actor.policy.squash
         # The loss is the negative of a weighted mean.
         negative = weights[:, None].neg() if n_samples == 1 else (weights / -n_samples).repeat(n_samples)[:, None]
-        loss, grad_actions = min_q_gradient(self.critics, _inputs(features, actions), negative, n_actions)
+        loss, grad_actions = min_q_gradient(self.critics, _inputs(actor.features, actions), negative, n_actions)
         grad_samples, grad_std = grad_actions.view_as(actions), None
         if squash:
             grad_samples = grad_samples * (1 - actions.square())
@@ -246,9 +223,7 @@ class FastSVG0:
             grad_std = -ent_coef * weights[:, None] / actor.policy.stddev
         actor.backward(grad_samples, grad_std)
         descend(algorithm, self.actor.optimizer, loss, "actor_loss")
-        record["actor_loss"] = loss
-
-    # ---- acting ------------------------------------------------------------------------------------------------------------
+        return loss
 
     def sample(self, obs: Any) -> tuple[FloatArray, FloatArray] | None:
         """
