@@ -143,7 +143,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         Store one transition of each environment.
 
         :param obs: ``[N, ...]`` each
-        :param next_obs: likewise; the final observation where the episode is over
+        :param next_obs: ``[N, ...]`` each; the final observation where the episode is over
         :param action: ``[N, ...]``, scaled to [-1, 1]
         :param reward: ``[N]``
         :param done: ``[N]``, whether the episode is over

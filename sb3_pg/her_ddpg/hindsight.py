@@ -39,7 +39,7 @@ def segment_returns(
     termination, or with its length.
 
     :param rewards: ``[B, n]``; behind a segment's length anything
-    :param terminated: ``[B, n]``, likewise
+    :param terminated: ``[B, n]``, whether the step terminated the episode
     :param lengths: ``[B]``, steps until the end of the segment or of its episode, from 1 to n
     :param gamma: discount factor
     :return: the sums ``[B]``, the numbers of steps m ``[B]``, and whether the segment ended with a termination ``[B]``

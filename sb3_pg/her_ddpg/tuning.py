@@ -12,8 +12,8 @@ _UNCHANGED = ("learning_rate", "batch_size", "tau", "gradient_steps", "random_ep
 def sample_her_ddpg_params(
     trial: "optuna.Trial",
     n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
-    n_envs: int,  # noqa: ARG001 # likewise
-    additional_args: dict[str, Any],  # noqa: ARG001 # likewise; the goals are searched whatever the yml says of them
+    n_envs: int,  # noqa: ARG001 # the zoo passes it to every sampler
+    additional_args: dict[str, Any],  # noqa: ARG001 # the goals are searched whatever the yml says of them
 ) -> dict[str, Any]:
     """
     Draw hyperparameters of HERDDPG. The length of a cycle and the discount factor follow from the environment and stay.

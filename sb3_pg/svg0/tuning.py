@@ -11,8 +11,8 @@ NET_ARCHS: dict[str, list[int]] = {"small": [64, 64], "medium": [256, 256], "big
 def sample_svg0_params(
     trial: "optuna.Trial",
     n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
-    n_envs: int,  # noqa: ARG001 # likewise
-    additional_args: dict[str, Any],  # noqa: ARG001 # likewise
+    n_envs: int,  # noqa: ARG001 # the zoo passes it to every sampler
+    additional_args: dict[str, Any],  # noqa: ARG001 # the zoo passes it to every sampler
 ) -> dict[str, Any]:
     """
     Draw hyperparameters of SVG0 with replay.
