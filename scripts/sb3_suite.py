@@ -44,7 +44,6 @@ EXPECTED: dict[str, dict[str, str]] = {
     "VPG-for-A2C": {
         **_FOLDER,
         "test_custom_rollout_buffer: *cannot store what VPG needs": "rollouts hold truncation apart from termination",
-        "a batch needs at least 2 steps": "rollouts of one step, by one environment, are rejected",
         "must not share parameters with the policy": "the critic has an optimizer of its own",
         "test_gae.py::test_infinite_horizon": _BARS,
         "test_identity.py::test_": _BARS,
