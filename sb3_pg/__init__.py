@@ -1,8 +1,8 @@
 """
 Policy-gradient algorithms for Stable-Baselines3 and its RL Zoo.
 
-Importing this package imports nothing else: each public name is imported the first time it is asked for (PEP 562).
-The start-up hook and ``python -m sb3_pg.zoo --help`` rely on that.
+Importing this package imports nothing else: public names are imported lazily, on first access (PEP 562).
+The start-up hook and ``python -m sb3_pg.zoo --help`` rely on this.
 """
 
 from typing import TYPE_CHECKING
@@ -21,16 +21,16 @@ __all__ = ["HERDDPG", "SVG0", "VPG", "NStepA2C", "__version__", "register"]
 
 def __getattr__(name: str) -> object:
     """
-    Import a public name when it is first used.
+    Import a public name on first access.
 
-    :param name: One of ``__all__``.
-    :return: What the name stands for; it is kept, so that this function runs once per name.
-    :raises AttributeError: There is no such public name.
+    :param name: one of ``__all__``
+    :return: the object; it is cached in the module, so this function runs once per name
+    :raises AttributeError: no such public name
     """
     if name == "__version__":
         import pkgutil
 
-        # Through the loader, not the file system: the package may lie in a zip file.
+        # Through the loader, not the file system: the package may be in a zip file.
         value: object = (pkgutil.get_data(__name__, "version.txt") or b"").decode().strip()
     elif name == "register":
         from sb3_pg.zoo import register as value
@@ -46,8 +46,8 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """
-    List the public names, those not imported yet included.
+    List the public names, including those not imported yet.
 
-    :return: Sorted names.
+    :return: sorted names
     """
     return sorted({*globals(), *__all__})

@@ -405,7 +405,7 @@ def test_total_return_only_with_the_same_target() -> None:
         ({"estimators": ("n_step+value",)}, "needs its return_steps after a colon: for example n_step:5.value"),
         ({"estimators": ("gae:high+value",)}, "needs its gae_lambda"),
         ({"estimators": ("gae:1.5+value",)}, r"gae_lambda=1.5 must lie in \[0, 1\]"),
-        ({"estimators": ("total_return+value",)}, "no value of a state to subtract"),
+        ({"estimators": ("total_return+value",)}, "cannot subtract a state value"),
         ({"estimators": ("gae:0.9+mean",)}, "bootstraps with a critic"),
         ({"estimators": ("reward_to_go+mean",), "n_episodes": 1}, "n_episodes must be at least 2"),
         ({"estimators": ("reward_to_go+mean", "reward_to_go+mean")}, "none twice"),

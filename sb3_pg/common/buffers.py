@@ -1,4 +1,4 @@
-"""Rollout storage of the on-policy algorithms. Calls :mod:`sb3_pg.estimators.returns`, holds no maths."""
+"""Rollout storage of the on-policy algorithms. The estimators are in :mod:`sb3_pg.estimators`."""
 
 from typing import Any, NamedTuple
 
@@ -20,8 +20,8 @@ class PolicyGradientSamples(NamedTuple):
     """
     The used steps of a rollout, flattened in time-major order to ``[S, ...]``.
 
-    :param observations: what the policy saw
-    :param actions: what the policy sampled, before any clipping to the bounds of the action space
+    :param observations: observations of the policy
+    :param actions: sampled actions, before clipping to the bounds of the action space
     """
 
     observations: th.Tensor | TensorDict
@@ -30,25 +30,25 @@ class PolicyGradientSamples(NamedTuple):
 
 class PolicyGradientBuffer(RolloutBuffer):
     """
-    Rollout of ``T`` steps in ``N`` environments, with rewards as the environment gave them, termination and truncation apart,
-    and, for collection by whole episodes, a length that is known only at the end.
+    Rollout of ``T`` steps in ``N`` environments. Rewards are unmodified, termination and truncation are stored separately,
+    and with whole episodes the length is known only at the end.
 
-    Differences to SB3's ``RolloutBuffer``: all arrays are time-major ``[T, N, ...]`` and stay so; storage is allocated once,
-    doubled when it is full and reused by the next rollout; returns and advantages are set at the end of the rollout.
+    Differences from SB3's ``RolloutBuffer``: all arrays stay time-major ``[T, N, ...]``; storage is doubled when it is full
+    and reused by the next rollout; the algorithm sets returns and advantages at the end of the rollout.
 
     - ``rewards``, ``terminated``, ``truncated``: what the environments returned at each step;
     - ``episode_starts``: the step is the first of its episode;
-    - ``episode_steps``: number of steps between the episode's first step and this one, also if that was in an earlier rollout;
-    - ``used``: the step belongs to the batch. In collection by whole episodes an environment that has delivered its quota
-      goes on stepping with the others, and its further steps are not used;
-    - ``values``: the critic's, known from acting if ``has_values``, otherwise set by the algorithm after the last step;
-    - ``next_values``, ``returns``, ``advantages``: ``[T, N]``, set by the algorithm after the last step.
+    - ``episode_steps``: index of the step in its episode, which may have started in an earlier rollout;
+    - ``used``: the step belongs to the batch. With whole episodes, an environment that has completed its quota keeps
+      stepping with the others, but these steps are not used;
+    - ``values``: values of the critic, stored while acting if ``has_values``, otherwise set by the algorithm at the end;
+    - ``next_values``, ``returns``, ``advantages``: ``[T, N]``, set by the algorithm at the end.
 
-    :param buffer_size: number of steps for which storage is allocated at first
+    :param buffer_size: initial capacity in steps
     :param observation_space: observation space
     :param action_space: action space
     :param device: PyTorch device
-    :param gae_lambda: unused, the algorithm calls the estimators itself; kept for SB3's signature
+    :param gae_lambda: unused (the algorithm calls the estimators); kept for SB3's signature
     :param gamma: unused, for the same reason
     :param n_envs: number of environments N
     """
@@ -61,7 +61,7 @@ class PolicyGradientBuffer(RolloutBuffer):
     _storage: dict[str, Array]
 
     def reset(self) -> None:
-        """Forget the rollout. The storage is kept."""
+        """Clear the rollout and keep the storage."""
         self.pos = 0
         self.full = False
         self.has_values = True
@@ -81,7 +81,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         """Number of used steps S."""
         return int(self.used.sum())
 
-    def add(  # type: ignore[override]  # stores what the environment returned; SB3 stores what the critic said of it
+    def add(  # type: ignore[override]  # takes what the environment returned; SB3's takes values and log-probabilities
         self,
         obs: Observations,
         actions: Array,
@@ -95,14 +95,14 @@ class PolicyGradientBuffer(RolloutBuffer):
         """
         Append one vectorised step.
 
-        :param obs: observations on which the actions were taken, ``[N, ...]``
+        :param obs: observations that the policy acted on, ``[N, ...]``
         :param actions: actions as the policy sampled them, ``[N, ...]``
         :param rewards: ``[N]``
         :param episode_starts: ``[N]``, bool
         :param terminated: ``[N]``, bool
         :param truncated: ``[N]``, bool
         :param used: ``[N]``, bool
-        :param values: ``[N]``; ``None``: not known
+        :param values: values of the critic, ``[N]``; ``None``: not computed yet
         """
         if self.pos == self.capacity:
             self._grow()
@@ -124,10 +124,10 @@ class PolicyGradientBuffer(RolloutBuffer):
 
     def add_final_observation(self, env_index: int, final_observation: Observations) -> None:
         """
-        Remember the observation with which an episode was truncated; call before :meth:`add` of the same step.
+        Store the final observation of a truncated episode; call before :meth:`add` of the same step.
 
-        :param env_index: environment
-        :param final_observation: observation of that environment, not batched
+        :param env_index: index of the environment
+        :param final_observation: its final observation, not batched
         """
         self.final_indices.append((self.pos, env_index))
         self.final_observations.append(final_observation)
@@ -136,7 +136,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         """
         Complete the rollout: trim the arrays to the steps taken and count the steps of the episodes.
 
-        :param steps_before: ``[N]``, number of steps of the running episodes before this rollout
+        :param steps_before: ``[N]``, number of steps that the current episodes took before this rollout
         """
         self.full = True
         self._expose(self.pos)
@@ -146,15 +146,15 @@ class PolicyGradientBuffer(RolloutBuffer):
 
     def episodes(self) -> IntArray:
         """
-        :return: ``[S]``, for each used step the number of its episode, in ``[0, K)``. Only for collection by whole episodes
+        :return: ``[S]``, episode number of each used step, in ``[0, K)``. Only with whole episodes
         """
-        # An environment's used steps come before its unused ones, so only the numbers of later episodes have to close up.
+        # The used steps of an environment come before its unused ones: np.unique closes the gaps in the numbering.
         return np.unique(episode_ids(self.terminated, self.truncated)[self.used], return_inverse=True)[1].ravel()
 
     def samples(self) -> PolicyGradientSamples:
         """:return: the used steps as tensors, flattened"""
         actions = self.select(self.actions)
-        # Discrete spaces index with integers; the other distributions of SB3 work on floats.
+        # A categorical distribution indexes with integers; SB3's other distributions take floats.
         discrete = isinstance(self.action_space, spaces.Discrete)
         actions = actions.ravel().astype(np.int64, copy=False) if discrete else actions.astype(np.float32, copy=False)
         return PolicyGradientSamples(self.observations_of(self.select), self.tensor(actions))
@@ -169,11 +169,11 @@ class PolicyGradientBuffer(RolloutBuffer):
         return array[self.used]
 
     def tensor(self, array: Array) -> th.Tensor:
-        """Tensor on the buffer's device, sharing memory with the array where that is possible."""
+        """Tensor on the buffer's device, sharing memory with the array where possible."""
         return self.to_torch(array, copy=False)
 
     def observations_of(self, select: Any) -> th.Tensor | TensorDict:
-        """Observations as tensors, after ``select`` was applied to each stored array ``[T, N, ...]``."""
+        """Observations as tensors, with ``select`` applied to each stored array ``[T, N, ...]``."""
         return self.tensor(select(self.observations))
 
     def final_observations_tensor(self) -> th.Tensor | TensorDict:
@@ -182,12 +182,12 @@ class PolicyGradientBuffer(RolloutBuffer):
         return self.tensor(np.stack(arrays).reshape(-1, *self.obs_shape))
 
     def _layout(self) -> dict[str, tuple[tuple[int, ...], Any]]:
-        """Shape of one environment's step, and dtype, of each array."""
+        """Shape per environment and step, and dtype, of each array."""
         flags: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(("terminated", "truncated", "used"), ((), np.bool_))
         floats: dict[str, tuple[tuple[int, ...], Any]] = dict.fromkeys(
             ("rewards", "episode_starts", "values"), ((), np.float32)
         )
-        # A Gaussian samples real numbers, also for a Box of integers.
+        # A Gaussian samples real numbers, even for a Box of integers.
         dtype = np.float32 if isinstance(self.action_space, spaces.Box) else self.action_space.dtype
         actions = {"actions": ((self.action_dim,), dtype)}
         return {**self._observation_layout(), **actions, **floats, **flags}
@@ -196,7 +196,7 @@ class PolicyGradientBuffer(RolloutBuffer):
         return {"observations": (self.obs_shape, self.observation_space.dtype)}
 
     def _named_observations(self, obs: Observations) -> dict[str, Array]:
-        """Name in the storage of each array of an observation."""
+        """Arrays of an observation by their names in the storage."""
         return {"observations": np.asarray(obs)}
 
     def _allocate(self, shape: tuple[int, ...], dtype: Any) -> Array:
@@ -218,7 +218,7 @@ class PolicyGradientBuffer(RolloutBuffer):
 
 
 class PolicyGradientDictBuffer(PolicyGradientBuffer, DictRolloutBuffer):  # type: ignore[misc]  # `add`, see above
-    """The same for dictionary observations: ``observations`` and final observations are dictionaries of arrays."""
+    """:class:`PolicyGradientBuffer` for dictionary observations: observations and final observations are dictionaries."""
 
     observations: dict[str, Array]
     obs_shape: dict[str, tuple[int, ...]]
@@ -249,7 +249,7 @@ def rollout_buffer_class(
     """
     :param chosen: the option ``rollout_buffer_class``
     :param space: observation space
-    :param owner: name of the algorithm, for the message
+    :param owner: name of the algorithm, for the error message
     :return: class of the rollout buffer
     :raises ValueError: the chosen class cannot store what the estimators need
     """
@@ -258,7 +258,7 @@ def rollout_buffer_class(
         return expected
     if not issubclass(chosen, expected):
         raise ValueError(
-            f"rollout_buffer_class={chosen.__name__} cannot store what {owner} needs (truncation apart from termination): use "
-            f"a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
+            f"rollout_buffer_class={chosen.__name__} cannot store what {owner} needs (truncation separate from termination): "
+            f"use a subclass of sb3_pg.common.buffers.{expected.__name__}, or None"
         )
     return chosen

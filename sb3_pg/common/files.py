@@ -1,4 +1,4 @@
-"""Writing files that survive a crash or Ctrl-C."""
+"""File writing that is safe against crashes and Ctrl-C."""
 
 import contextlib
 import io
@@ -34,12 +34,12 @@ def defer_sigint() -> Iterator[None]:
 @contextlib.contextmanager
 def atomic_write(path: str | Path | io.BufferedIOBase, suffix: str) -> Iterator[str | Path | io.BufferedIOBase]:
     """
-    Write to a temporary file and rename it at the end, so that an earlier file of that name stays intact until then. Ctrl-C is
-    deferred until the file is written.
+    Write to a temporary file and rename it at the end, so that an existing file stays intact until then. Ctrl-C is deferred
+    until the file is written.
 
-    :param path: path of the file, completed as SB3's functions do; an open file is passed through
-    :param suffix: appended to a name without suffix
-    :return: where to write
+    :param path: path of the file, which gets its suffix as in SB3; an open file is passed through
+    :param suffix: suffix to append if the path has none
+    :return: path or open file to write to
     """
     if isinstance(path, io.BufferedIOBase):
         with defer_sigint():

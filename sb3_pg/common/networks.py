@@ -1,4 +1,4 @@
-"""What the algorithms need to know about an actor-critic network, whatever its class."""
+"""Parameter groups, optimizers and observations of actor-critic policies of any class."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -14,9 +14,9 @@ from stable_baselines3.common.type_aliases import TensorDict
 @dataclass(frozen=True)
 class ParameterGroups:
     """
-    Which parameters of an actor-critic policy act on what.
+    Parameters of an actor-critic policy, grouped by what they affect.
 
-    :param actor: parameters on which the action distribution depends, shared ones included
+    :param actor: parameters on which the action distribution depends, including shared ones
     :param critic: parameters on which only the value depends
     :param shared: parameters on which both depend
     """
@@ -26,13 +26,13 @@ class ParameterGroups:
     shared: list[th.nn.Parameter]
 
 
-@th.enable_grad()  # a model may be loaded by somebody who switched gradients off
+@th.enable_grad()  # models may be loaded under torch.no_grad()
 def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
     """
-    Find out what each parameter acts on by differentiating one forward pass. Names of modules would not do: users write their
+    Determine what each parameter affects by differentiating one forward pass. Module names would not do: users write their
     own extractors and networks.
 
-    A parameter that takes no part in that pass (one that is not used at all) counts as the actor's.
+    A parameter that is not used in that pass counts as the actor's.
 
     :param policy: policy network
     :return: the trainable parameters, each list in the order of ``policy.parameters()``
@@ -43,14 +43,14 @@ def parameter_groups(policy: ActorCriticPolicy) -> ParameterGroups:
     try:
         observation = _empty_observation(policy.observation_space)
         obs_tensor, _ = policy.obs_to_tensor(observation)
-        # The mode of the distribution: a random draw would shift the random stream of the run.
+        # The mode of the distribution: sampling would advance the random number generator.
         actions = policy.get_distribution(obs_tensor).get_actions(deterministic=True).detach()
         values, log_prob, entropy = policy.evaluate_actions(obs_tensor, actions)
         outputs = log_prob.sum() if entropy is None else log_prob.sum() + entropy.sum()
         in_policy = _in_graph(outputs, parameters)
         in_value = _in_graph(values.sum(), parameters)
         with th.no_grad():
-            # The policy keeps its latest distribution, and one with a graph could not be copied.
+            # The policy keeps its last distribution, which could not be deep-copied with a graph.
             policy.get_distribution(obs_tensor)
     finally:
         policy.set_training_mode(training)
@@ -66,22 +66,22 @@ def separate_optimizers(
     policy: ActorCriticPolicy, learning_rate: float, value_learning_rate: float, joint_critic: str
 ) -> th.optim.Optimizer:
     """
-    Replace the optimizer of a policy by one for the actor and one for the critic.
+    Replace the optimizer of a policy by one for the actor and another for the critic.
 
     :param policy: policy network
-    :param learning_rate: of the actor
-    :param value_learning_rate: of the critic
-    :param joint_critic: the options with which they have one optimizer, for the message
+    :param learning_rate: learning rate of the actor
+    :param value_learning_rate: learning rate of the critic
+    :param joint_critic: options that select a joint optimizer, for the error message
     :return: optimizer of the critic
-    :raises ValueError: they share parameters
+    :raises ValueError: actor and critic share parameters
     """
     groups = parameter_groups(policy)
     if groups.shared:
         raise ValueError(
-            "a critic with an optimizer of its own must not share parameters with the policy: pass "
-            f"policy_kwargs=dict(share_features_extractor=False), or {joint_critic} for a common optimizer"
+            "a critic with its own optimizer must not share parameters with the policy: pass "
+            f"policy_kwargs=dict(share_features_extractor=False), or {joint_critic} for a joint optimizer"
         )
-    # Any, as in SB3's own call: torch's base class of optimizers declares no lr.
+    # Any, as in SB3: torch's Optimizer declares no lr.
     make: Any = policy.optimizer_class
     policy.optimizer = make(groups.actor, lr=learning_rate, **policy.optimizer_kwargs)
     value_optimizer: th.optim.Optimizer = make(groups.critic, lr=value_learning_rate, **policy.optimizer_kwargs)
@@ -90,9 +90,9 @@ def separate_optimizers(
 
 def index_observations(observations: th.Tensor | TensorDict, rows: th.Tensor | slice) -> th.Tensor | TensorDict:
     """
-    :param observations: tensor ``[B, ...]``, or a dictionary of such
+    :param observations: tensor ``[B, ...]``, or dictionary of such tensors
     :param rows: indices along the first axis
-    :return: the same for those rows
+    :return: the selected rows
     """
     if isinstance(observations, dict):
         return {key: tensor[rows] for key, tensor in observations.items()}

@@ -1,4 +1,4 @@
-"""The one loop of the on-policy algorithms: collect a rollout, compute advantages, take gradient steps."""
+"""Training loop of the on-policy algorithms: collect a rollout, compute advantages, take gradient steps."""
 
 from abc import abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -21,19 +21,19 @@ from sb3_pg.common.networks import index_observations, separate_optimizers
 from sb3_pg.common.validation import parse_schedule
 from sb3_pg.estimators.returns import BoolArray, FloatArray
 
-# Values are computed in batches of at most this many observations: the activations of an image network must fit into memory.
+# Values are computed in batches of at most this size: the activations of an image network must fit into memory.
 VALUE_BATCH_SIZE = 4096
-# Steps for which storage is allocated before the length of the episodes is known.
+# Initial capacity of the buffer with whole episodes, whose length is not known beforehand.
 INITIAL_EPISODE_CAPACITY = 128
 
 
 class Batch(NamedTuple):
     """
-    What the policy learns from, flattened to ``[S, ...]``.
+    Batch of a policy update, flattened to ``[S, ...]``.
 
-    :param observations: what the policy saw
-    :param actions: what it sampled
-    :param weights: what multiplies the score of each step
+    :param observations: observations of the policy
+    :param actions: sampled actions, before clipping
+    :param weights: weight of the score of each step
     :param scale: 1 / (number of episodes), or 1 / S for rollouts of fixed length
     """
 
@@ -45,12 +45,12 @@ class Batch(NamedTuple):
 
 class PolicyStep(NamedTuple):
     """
-    What is logged of a gradient step.
+    Statistics of a gradient step, for logging.
 
     :param log_prob: ``[S]``, log-probability of the actions before the step
     :param policy_loss: see :func:`sb3_pg.common.losses.policy_gradient_loss`
     :param entropy_loss: see :func:`sb3_pg.common.losses.entropy_loss`
-    :param value_loss: mean squared error of the critic, ``None`` if it took no part
+    :param value_loss: mean squared error of the critic, ``None`` if it was not updated
     :param grad_norm: norm of the gradient before clipping
     """
 
@@ -62,7 +62,7 @@ class PolicyStep(NamedTuple):
 
 
 class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
-    """The steps of an update, in plain PyTorch. A fast path is an object with the same steps."""
+    """The steps of an update in plain PyTorch. A fast path implements the same methods."""
 
     _last_obs: Any  # SB3 declares None or what reset() returns
     normalize_advantage: bool
@@ -71,10 +71,10 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def sample_actions(self, obs: Observations) -> tuple[Array, FloatArray | None]:
         """
-        Act.
+        Sample actions.
 
         :param obs: observations, ``[N, ...]``
-        :return: actions as sampled ``[N, *action_space.shape]``, and the critic's values ``[N]``; ``None``: not computed yet
+        :return: unclipped actions ``[N, *action_space.shape]``, and values of the critic ``[N]``, ``None`` if not computed yet
         """
         with th.no_grad():
             actions, values, _ = self.policy(obs_as_tensor(obs, self.device))
@@ -83,7 +83,7 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def predict_values(self, observations: th.Tensor | TensorDict) -> FloatArray:
         """
-        :param observations: ``[B, ...]``
+        :param observations: observations, ``[B, ...]``
         :return: V(s), ``[B]``
         """
         if self.policy.training:
@@ -98,9 +98,9 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     def action_log_prob(self, batch: Batch) -> FloatArray:
         """
         :param batch: observations and actions
-        :return: log pi(a_t | s_t) under the present policy, ``[S]``
+        :return: log pi(a_t | s_t) under the current policy, ``[S]``
         """
-        self.policy.set_training_mode(False)  # not to move the statistics of batch normalisation again
+        self.policy.set_training_mode(False)  # do not update the statistics of batch normalisation again
         with th.no_grad():
             log_prob: FloatArray = self._evaluate_actions(batch)[0].cpu().numpy()
         return log_prob
@@ -108,11 +108,11 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     def policy_gradient(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
         """
         Set the gradients of ``-scale sum_t log pi(a_t | s_t) w_t`` (Williams 1992) minus the entropy bonus; with targets, of
-        the loss that actor and critic share (Mnih et al. 2016, algorithm S3). They are clipped together.
+        the joint loss of actor and critic (Mnih et al. 2016, algorithm S3). They are clipped jointly.
 
-        :param batch: what the policy learns from
-        :param targets: ``[S]``, what the critic learns; ``None``: the critic is left alone
-        :return: what is logged
+        :param batch: batch of the update
+        :param targets: ``[S]``, targets of the critic; ``None``: the critic is not updated
+        :return: statistics for logging
         """
         self.policy.set_training_mode(True)
         value_loss = None
@@ -132,10 +132,10 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def value_gradient(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> tuple[float, float]:
         """
-        Set the critic's gradients of the mean squared error.
+        Set the gradients of the critic's mean squared error.
 
-        :param observations: ``[S, ...]``
-        :param targets: ``[S]``
+        :param observations: observations, ``[S, ...]``
+        :param targets: targets of the critic, ``[S]``
         :return: the loss, and the norm of its gradient before clipping
         """
         self.policy.set_training_mode(True)
@@ -144,12 +144,12 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def optimizer_step(self, optimizer: th.optim.Optimizer) -> None:
         """
-        :param optimizer: moves its parameters along their gradients
+        :param optimizer: applies the gradients to its parameters
         """
         optimizer.step()
 
     def _evaluate_actions(self, batch: Batch) -> tuple[th.Tensor, th.Tensor | None]:
-        """Log-probability and entropy, ``[S]`` each, without the critic; ``None`` if the entropy has no closed form."""
+        """Log-probability and entropy, ``[S]`` each, without the critic; the entropy is ``None`` if it has no closed form."""
         distribution = self.policy.get_distribution(batch.observations)
         return distribution.log_prob(batch.actions), distribution.entropy()
 
@@ -162,13 +162,13 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
         self.policy.zero_grad()
         for optimizer in self._optimizers(joint=True):
             optimizer.zero_grad()
-        if loss.requires_grad:  # not if all that it depends on is frozen
+        if loss.requires_grad:  # False if all its parameters are frozen
             loss.backward()  # type: ignore[no-untyped-call]  # torch
         maximum = float("inf") if self.max_grad_norm is None else self.max_grad_norm
         return th.nn.utils.clip_grad_norm_(self.policy.parameters(), maximum).item()
 
     def _optimizers(self, joint: bool) -> list[th.optim.Optimizer]:
-        """The optimizers of the policy's loss; ``joint``: of the loss that it shares with the critic."""
+        """Optimizers of the policy loss; with ``joint``, of the joint loss of policy and critic."""
         return [self.policy.optimizer, *([self.value_optimizer] if joint and self.value_optimizer else [])]
 
     @property
@@ -178,23 +178,22 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
 class OnPolicyActorCritic(ActorCriticSteps):
     """
-    Rollouts, an advantage for each step, and gradient steps of an actor whose critic may have an optimizer of its own.
+    Collects rollouts, computes the advantage of each step and takes gradient steps. The critic may have its own optimizer.
 
-    A subclass says what is estimated (:meth:`_returns`, :meth:`_baseline_values`) and how the networks are updated
-    (``train``). Collecting differs from SB3's ``OnPolicyAlgorithm`` in three ways:
+    Subclasses define the estimator (:meth:`_returns`, :meth:`_baseline_values`) and the update (``train``). Collection
+    differs from SB3's ``OnPolicyAlgorithm`` in three ways:
 
-    - rewards are stored as the environment gave them, and truncation apart from termination. SB3 adds
-      ``gamma V(final observation)`` to the reward of a truncated step, which is wrong for every estimator that does not
-      bootstrap in just that way;
-    - it can collect whole episodes (``n_episodes``): the same number from each environment, after a reset of all. Taking the
-      first ones that finish would be biased towards short episodes;
-    - after a callback has stopped the training run in mid-rollout, the next ``learn()`` resets the environments.
+    - rewards are stored unmodified, and truncation separately from termination. SB3 adds ``gamma V(final observation)`` to
+      the reward of a truncated step, which is wrong for estimators that bootstrap differently;
+    - it can collect whole episodes (``n_episodes``): the same number from each environment, after resetting all of them.
+      Keeping the episodes that finish first would be biased towards short ones;
+    - after a callback has stopped training in mid-rollout, the next ``learn()`` resets the environments.
     """
 
-    # The options with which actor and critic have one optimizer, for the message.
+    # Options that select a joint optimizer, for the error message.
     _joint_critic: ClassVar[str] = "value_learning_rate=None"
     rollout_buffer: PolicyGradientBuffer
-    n_steps: int | None  # type: ignore[assignment]  # SB3 says int; with whole episodes there is no such number
+    n_steps: int | None  # type: ignore[assignment]  # SB3 declares int; None with whole episodes
     n_episodes: int | None
     value_learning_rate: float | str | Schedule | None
     _episode_steps: npt.NDArray[np.int64]
@@ -236,7 +235,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
         while used.any() if n_rollout_steps is None else n_steps < n_rollout_steps:
             if self.use_sde and self.sde_sample_freq > 0 and n_steps % self.sde_sample_freq == 0:
                 self.policy.reset_noise(env.num_envs)
-            if has_callback:  # which may have changed the networks
+            if has_callback:  # it may have changed the networks
                 steps = self._steps()
             actions, values = steps.sample_actions(self._last_obs)
             clipped_actions = self._environment_actions(actions)
@@ -263,8 +262,8 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     def _start_rollout(self, env: VecEnv) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
         """
-        :return: ``[N]`` each: number of episodes that each environment is to deliver (zeros if the rollout has a fixed
-            length), and number of steps that its running episode has taken already
+        :return: ``[N]`` each: number of episodes to collect from each environment (zeros for a rollout of fixed length), and
+            number of steps that its current episode has taken so far
         """
         if self.policy.training:
             self.policy.set_training_mode(False)
@@ -291,7 +290,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
             return actions
         if self.policy.squash_output:
             return self.policy.unscale_action(actions)
-        # A Gaussian has no bounds. The sample itself is stored: clipping is part of the environment.
+        # A Gaussian is unbounded. The unclipped sample is stored: clipping is part of the environment.
         return np.clip(actions, self.action_space.low, self.action_space.high)
 
     def _store_step(
@@ -306,8 +305,8 @@ class OnPolicyActorCritic(ActorCriticSteps):
     ) -> None:
         truncated = np.zeros_like(dones)
         for i in np.flatnonzero(dones):
-            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. If one does
-            # not tell the final observation, there is nothing to bootstrap with.
+            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. Without the
+            # final observation there is nothing to bootstrap from.
             truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
             if truncated[i] and used[i]:
                 rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
@@ -318,7 +317,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
     # ---- advantages --------------------------------------------------------------------------------------------------------
 
     def _compute_advantages(self, buffer: PolicyGradientBuffer, steps: Any = None) -> None:
-        """Compute all that the update needs of a complete rollout: values, returns and advantages, ``[T, N]`` each."""
+        """Compute values, returns and advantages of a complete rollout, ``[T, N]`` each."""
         self._episode_steps = buffer.episode_steps[-1] + 1
         if self.uses_critic:
             self._compute_values(buffer, steps or self._steps())
@@ -327,8 +326,8 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     def _compute_values(self, buffer: PolicyGradientBuffer, steps: Any) -> None:
         """
-        ``values[t] = V(s_t)`` unless acting has computed them, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
-        final observation of an episode that was truncated at t.
+        Set ``values[t] = V(s_t)`` unless computed while acting, and ``next_values[t] = V(s_{t+1})``, where ``s_{t+1}`` is the
+        final observation if the episode was truncated at ``t``.
         """
         if not buffer.has_values:
             flat = buffer.observations_of(lambda array: array.reshape(-1, *array.shape[2:]))
@@ -342,27 +341,27 @@ class OnPolicyActorCritic(ActorCriticSteps):
 
     @abstractmethod
     def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
+        """Weights before the baseline is subtracted, ``[T, N]``; also the targets of the critic."""
 
     def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """What is subtracted from the returns, ``[T, N]``."""
+        """Baseline subtracted from the returns, ``[T, N]``."""
         return buffer.values
 
     # ---- updates -----------------------------------------------------------------------------------------------------------
 
     def _steps(self) -> Any:
-        """What has the steps of an update: the fast path, or the algorithm itself."""
+        """The object that implements the steps of an update: the fast path, or the algorithm itself."""
         return self._fast_path() or self
 
     def _update_policy(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
-        """One gradient step of the policy, and with targets of the critic, see :meth:`policy_gradient`."""
+        """One gradient step of the policy and, with targets, of the critic, see :meth:`policy_gradient`."""
         steps = self._steps()
         step: PolicyStep = steps.policy_gradient(batch, targets)
         self._apply(steps, self._optimizers(joint=targets is not None), step.grad_norm, "policy gradient")
         return step
 
     def _update_critic(self, observations: th.Tensor | TensorDict, targets: th.Tensor) -> float:
-        """One step of the critic's own optimizer towards the targets; the loss before."""
+        """One step of the critic's own optimizer; returns the loss before the step."""
         assert self.value_optimizer is not None
         steps = self._steps()
         loss, norm = steps.value_gradient(observations, targets)
@@ -372,7 +371,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
     def _apply(self, steps: Any, optimizers: list[th.optim.Optimizer], norm: float, what: str) -> None:
         """Apply the gradients if their norm is finite."""
         if not np.isfinite(norm):
-            # ValueError, so that a tuning study prunes the trial; before the step, so that the parameters stay usable.
+            # ValueError, so that a tuning study prunes the trial; before the step, so that the parameters stay finite.
             raise ValueError(
                 f"the {what} is not finite ({norm}): lower the learning rate, clip with max_grad_norm, or normalise rewards"
             )
@@ -401,7 +400,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
         self._maybe_recommend_cpu(mlp_class_name=self.policy_aliases["MlpPolicy"].__name__)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        # A loaded model may have another number of environments than the one that was constructed.
+        # A loaded model may have a different number of environments than the constructed one.
         self._check_environments()
         return super()._setup_learn(*args, **kwargs)
 
@@ -410,7 +409,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
         """Check the options that depend on the number of environments."""
 
     def _separate_critic(self) -> th.optim.Optimizer:
-        """Give actor and critic an optimizer each."""
+        """Create separate optimizers for actor and critic."""
         return separate_optimizers(self.policy, self.lr_schedule(1), self._value_lr_schedule(1), self._joint_critic)
 
     def _make_rollout_buffer(self, n_steps: int | None) -> PolicyGradientBuffer:
@@ -439,18 +438,18 @@ class OnPolicyActorCritic(ActorCriticSteps):
         """
         As in SB3.
 
-        :param load_path_or_dict: file of a saved model, or what ``get_parameters`` returns
+        :param load_path_or_dict: path of a saved model, or dictionary returned by ``get_parameters``
         :param exact_match: whether the parameters must be complete
         :param device: device of the loaded tensors
-        :raises ValueError: with ``exact_match``, if the critic has an optimizer of its own here and not there
+        :raises ValueError: with ``exact_match``, if the critic has its own optimizer in only one of the two models
         """
         if not isinstance(load_path_or_dict, dict):
             load_path_or_dict = load_from_zip_file(load_path_or_dict, device=device, load_data=False)[1]
         saved_separately = "value_optimizer" in load_path_or_dict
         if exact_match and saved_separately != (self.value_optimizer is not None):
             raise ValueError(
-                f"the parameters were saved {'with' if saved_separately else 'without'} value_optimizer, the critic's own, "
-                "and this model is the other way round: keep the options of the critic, such as value_learning_rate"
+                f"the parameters were saved {'with' if saved_separately else 'without'} value_optimizer, the critic's own "
+                "optimizer, unlike this model: keep the options of the critic, such as value_learning_rate"
             )
         super().set_parameters(load_path_or_dict, exact_match, device)
 

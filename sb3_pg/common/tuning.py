@@ -1,4 +1,4 @@
-"""What the search spaces of several algorithms have in common. A trial stores names and numbers: here is their meaning."""
+"""Parts that several search spaces share. A trial stores names and numbers; the tables below give their meaning."""
 
 from typing import Any
 
@@ -10,9 +10,9 @@ ACTIVATION_FNS: dict[str, type[nn.Module]] = {"tanh": nn.Tanh, "relu": nn.ReLU}
 
 def network_kwargs(params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn the names of an architecture into arguments of an actor-critic policy whose two networks have the same layers.
+    Convert the name of an architecture to arguments of an actor-critic policy whose two networks have the same layers.
 
-    :param params: What a trial stored, with ``net_arch`` and ``activation_fn``.
+    :param params: Parameters of a trial, with ``net_arch`` and ``activation_fn``.
     :return: Part of ``policy_kwargs``.
     """
     layers = NET_ARCHS[params["net_arch"]]
@@ -27,9 +27,9 @@ def n_steps_powers(n_envs: int, min_n_steps: int, batch_sizes: tuple[int, int]) 
     Bound the length of a rollout so that the batch of all environments is neither tiny nor huge.
 
     :param n_envs: Number of environments.
-    :param min_n_steps: Shortest length, whatever the batch; a power of two.
-    :param batch_sizes: Smallest and largest number of steps of all environments together.
-    :return: Base-2 logarithms of the shortest and the longest length. With too many environments both are the shortest.
+    :param min_n_steps: Minimum length, regardless of the batch size; a power of two.
+    :param batch_sizes: Minimum and maximum number of steps over all environments.
+    :return: Base-2 logarithms of the minimum and maximum length, which are equal if there are too many environments.
     """
     smallest, largest = batch_sizes
     shortest = max(min_n_steps, -(-smallest // n_envs))

@@ -12,7 +12,7 @@ from stable_baselines3.common.utils import ConstantSchedule, FloatSchedule, Line
 def is_number(value: object) -> TypeGuard[float]:
     """
     :param value: anything
-    :return: whether it is a real number. A bool is one in Python, but never meant as one here; NaN is not a number
+    :return: whether it is a real number; bool and NaN do not count
     """
     return isinstance(value, Real) and not isinstance(value, bool) and not math.isnan(value)
 
@@ -31,7 +31,7 @@ def check_integer(name: str, value: object, minimum: int) -> None:
     """
     :param name: name of the option
     :param value: its value
-    :param minimum: least allowed value
+    :param minimum: smallest allowed value
     :raises ValueError: not an integer, or less than the minimum
     """
     if not (is_number(value) and isinstance(value, Integral) and value >= minimum):
@@ -84,9 +84,9 @@ def check_return_steps(return_steps: int, n_steps: int | None) -> None:
 
 def parse_schedule(name: str, value: float | str | Schedule) -> Schedule:
     """
-    Schedule of a critic's own learning rate, which the zoo does not convert.
+    Parse the learning rate of a critic, which the zoo does not convert.
 
-    :param name: name of the argument, for the message
+    :param name: name of the argument, for the error message
     :param value: constant, schedule, or the zoo's notation ``"lin_1e-3"`` for linear decay to zero
     :return: function of the remaining progress (1 at the start, 0 at the end)
     :raises ValueError: none of these, or not positive

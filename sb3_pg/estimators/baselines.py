@@ -1,7 +1,7 @@
-"""Baselines without a critic, and normalisation: pure numpy.
+"""Critic-free baselines and normalisation in pure numpy.
 
-Each baseline of an episode is computed from the *other* episodes of the batch alone. Leaving out only the sample itself is
-not enough, since the other steps of an episode depend on its actions. So the score-function estimator stays unbiased.
+The baseline of an episode is computed from the *other* episodes of the batch only, so the score-function estimator stays
+unbiased. Leaving out only the sample itself is not enough: the other steps of its episode depend on its actions.
 """
 
 import numpy as np
@@ -11,18 +11,18 @@ from sb3_pg.estimators.returns import BoolArray, FloatArray, episode_start_rows
 
 IntArray = npt.NDArray[np.intp]
 
-# Scores that cancel leave a remainder of float32's rounding, about 1e-8: its square is taken for zero. The bound must not
+# Scores that cancel leave a float32 rounding error of about 1e-8: its square is treated as zero. The threshold must not
 # depend on the episode's own scores, which would bias its baseline.
 SMALLEST_SQUARE = 1e-12
 
 
 def episode_ids(terminated: BoolArray, truncated: BoolArray) -> IntArray:
     """
-    Number the episodes of a rollout from 0, environment by environment, in the order of time.
+    Number the episodes of a rollout from 0, environment by environment, in chronological order.
 
     :param terminated: ``[T, N]``, bool
     :param truncated: ``[T, N]``, bool
-    :return: ``[T, N]``; row 0 starts an episode in each environment
+    :return: ``[T, N]``; row 0 starts a new episode in each environment
     :raises ValueError: wrong or different shapes
     """
     if terminated.shape != truncated.shape or terminated.ndim != 2:
@@ -34,11 +34,11 @@ def episode_ids(terminated: BoolArray, truncated: BoolArray) -> IntArray:
 
 def leave_one_out_mean(weights: FloatArray, episodes: IntArray, n_episodes: int) -> FloatArray:
     """
-    For each step the mean weight over all steps of the other episodes.
+    Mean weight over all steps of the other episodes, for each step.
 
     :param weights: ``[S]``, one per step
     :param episodes: ``[S]``, the episode of each step, in ``[0, n_episodes)``
-    :param n_episodes: number of episodes K, at least 2, each with one step or more
+    :param n_episodes: number of episodes K, at least 2, each with at least one step
     :return: ``[S]``
     :raises ValueError: fewer than two episodes, an episode without steps, or weights that are not floating point
     """
@@ -49,8 +49,8 @@ def leave_one_out_mean(weights: FloatArray, episodes: IntArray, n_episodes: int)
         )
     counts = np.bincount(episodes, minlength=n_episodes)
     if len(counts) != n_episodes or np.any(counts == 0):
-        raise ValueError(f"episodes must name each of the {n_episodes} episodes at least once and no other")
-    # float64: the sum of the others is a difference of two sums.
+        raise ValueError(f"episodes must contain every number in [0, {n_episodes}) and no other")
+    # float64: the sum over the other episodes is a difference of two sums.
     sums = np.bincount(episodes, weights=weights, minlength=n_episodes)
     means = (sums.sum() - sums) / (counts.sum() - counts)
     result: FloatArray = means[episodes].astype(weights.dtype)
@@ -59,7 +59,7 @@ def leave_one_out_mean(weights: FloatArray, episodes: IntArray, n_episodes: int)
 
 def leave_one_out_mean_per_episode(episode_returns: FloatArray) -> FloatArray:
     """
-    For each episode the mean return of the others.
+    Mean return of the other episodes, for each episode.
 
     :param episode_returns: ``[K]``, K at least 2
     :return: ``[K]``
@@ -70,13 +70,13 @@ def leave_one_out_mean_per_episode(episode_returns: FloatArray) -> FloatArray:
 
 def optimal_baseline(estimates: FloatArray, scores: FloatArray) -> FloatArray:
     """
-    The constant that minimises the variance of the gradient estimate, for each parameter ``i`` on its own:
+    The constant that minimises the variance of the gradient estimate, separately for each parameter ``i``:
     ``b_i = E[x_i g_i] / E[g_i^2]``, both expectations estimated from the other episodes. For the total return,
     ``x = R g``, this is the classical ``E[g_i^2 R] / E[g_i^2]`` (Peters & Schaal 2008, section 3.2).
 
-    :param estimates: ``[K, P]``, each episode's gradient estimate x without baseline
-    :param scores: ``[K, P]``, the sum g that multiplies the baseline in each episode
-    :return: ``[K, P]``; where the other episodes' scores vanish the baseline is 0
+    :param estimates: ``[K, P]``, gradient estimate x of each episode, without baseline
+    :param scores: ``[K, P]``, sum of scores g that multiplies the baseline in each episode
+    :return: ``[K, P]``; 0 where the scores of the other episodes vanish
     :raises ValueError: fewer than two episodes, or different shapes
     """
     _check_episodes(len(estimates))
@@ -97,7 +97,7 @@ def standardize(weights: FloatArray) -> FloatArray:
     """
     if weights.size < 2:
         raise ValueError("standardizing needs at least two values: collect more steps or do not normalise advantages")
-    # In float64: of equal float32 weights the mean would differ from them by rounding, and the division would blow that up.
+    # In float64: the float32 mean of equal weights differs from them by a rounding error, which the division would amplify.
     exact = weights.astype(np.float64)
     normalised: FloatArray = ((exact - exact.mean()) / (exact.std(ddof=1) + 1e-8)).astype(weights.dtype)
     return normalised
@@ -105,8 +105,8 @@ def standardize(weights: FloatArray) -> FloatArray:
 
 def _sum_of_others(terms: FloatArray) -> FloatArray:
     """
-    For each row the sum of the other rows, as (sum of the rows before) + (sum of the rows after): a difference of sums would
-    not be exactly zero where it should be, nor keep a sum of squares from turning negative.
+    Sum over the other rows, for each row, as (sum of the rows before) + (sum of the rows after): a difference of sums would
+    not be exactly zero where it should be, and a sum of squares could turn negative.
     """
     before, after = np.zeros_like(terms), np.zeros_like(terms)
     before[1:] = np.cumsum(terms, axis=0)[:-1]

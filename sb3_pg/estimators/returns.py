@@ -3,12 +3,12 @@
 Conventions, the same in every function:
 
 - arrays are time-major, shape ``[T, N]``: ``T`` steps of ``N`` environments;
-- ``rewards[t]`` is the reward of step ``t``, as the environment gave it;
+- ``rewards[t]`` is the reward of step ``t``, as returned by the environment;
 - ``next_values[t]`` is ``V(s_{t+1})``, where ``s_{t+1}`` is the *final observation* if the episode ends at ``t``.
   It is not read where ``terminated[t]``;
-- ``terminated[t]``: the MDP ended at ``t``, there is nothing to bootstrap;
-- ``truncated[t]``: the episode was cut at ``t`` (time limit): bootstrap, but the sum stops. ``terminated`` wins over it;
-- after the last row every trajectory is cut, and bootstraps with ``next_values[T - 1]``.
+- ``terminated[t]``: the MDP ended at ``t``, so there is no bootstrap;
+- ``truncated[t]``: the episode was cut at ``t`` (time limit): bootstrap, but the sum stops. ``terminated`` takes precedence;
+- after the last row every trajectory is cut and bootstraps with ``next_values[T - 1]``.
 
 Floating point arrays must share one dtype, which is also the dtype of the result. A wrong rank, shape, dtype or range
 raises ``ValueError``.
@@ -37,7 +37,7 @@ def lambda_returns(
     ``G_t = r_t + g_t [(1 - l_t) v_{t+1} + l_t G_{t+1}]``,
     ``g_t = gamma (1 - terminated_t)``, ``l_t = lambda (1 - done_t)``.
 
-    ``lambda_ = 0`` is the one-step target, ``lambda_ = 1`` the sum of rewards up to the end or the cut.
+    ``lambda_ = 0`` gives the one-step target, ``lambda_ = 1`` the bootstrapped reward-to-go.
 
     :param rewards: ``[T, N]``
     :param next_values: ``[T, N]``, ``V(s_{t+1})``
@@ -53,7 +53,7 @@ def lambda_returns(
     ones = np.ones_like(rewards)
     discounts, mixing = _discounts(rewards, terminated, gamma), np.where(terminated | truncated, 0, lambda_ * ones)
     bootstrap = np.where(terminated, 0, next_values)
-    # After the last row the trajectory is cut: G_T = v_T, whatever lambda is.
+    # After the last row the trajectory is cut: G_T = v_T, regardless of lambda.
     mixing[-1] = 0
     return _solve_backwards(rewards + discounts * (1 - mixing) * bootstrap, discounts * mixing)
 
@@ -95,7 +95,7 @@ def n_step_returns(
 ) -> FloatArray:
     """
     The sliding n-step return (Sutton & Barto 2018, eq. 7.1): ``sum_{k<n} gamma^k r_{t+k} + gamma^n V(s_{t+n})``.
-    The look-ahead is shorter only where the episode ends or the array is cut before.
+    The look-ahead is shorter only where the episode ends or the array is cut earlier.
 
     :param rewards: ``[T, N]``
     :param next_values: ``[T, N]``, ``V(s_{t+1})``
@@ -114,7 +114,7 @@ def n_step_returns(
     bootstrap = np.where(terminated, 0, next_values)
     stops = (terminated | truncated)[:-1]
     returns = rewards + discounts * bootstrap
-    # G^(k)_t = r_t + g_t G^(k-1)_{t+1}: one pass over the whole array for each further reward.
+    # G^(k)_t = r_t + g_t G^(k-1)_{t+1}: one pass over the whole array for each additional reward.
     for _ in range(min(int(n), len(rewards)) - 1):
         returns[:-1] = rewards[:-1] + discounts[:-1] * np.where(stops, bootstrap[:-1], returns[1:])
     return returns
@@ -134,8 +134,8 @@ def reward_to_go(
     :param terminated: ``[T, N]``, bool
     :param truncated: ``[T, N]``, bool
     :param gamma: discount factor in [0, 1]
-    :param next_values: ``[T, N]``, ``V(s_{t+1})`` with which truncated episodes and the cut after the last row bootstrap;
-        ``None``: nothing is bootstrapped, the time limit is part of the task
+    :param next_values: ``[T, N]``, ``V(s_{t+1})``, the bootstrap of truncated episodes and of the cut after the last row;
+        ``None``: no bootstrap, the time limit is part of the task
     :return: ``[T, N]``
     :raises ValueError: wrong rank, shape, dtype or range
     """
@@ -146,7 +146,7 @@ def reward_to_go(
 
 def total_returns(rewards: FloatArray, terminated: BoolArray, truncated: BoolArray, gamma: float) -> FloatArray:
     """
-    The return ``R(tau) = sum_t gamma^t r_t`` of the episode that the step belongs to, ``t`` counted from the episode's
+    The return ``R(tau) = sum_t gamma^t r_t`` of the episode that the step belongs to, where ``t`` counts from its
     first step. Row 0 counts as the start of an episode and the last row as the end of one.
 
     :param rewards: ``[T, N]``
@@ -176,13 +176,13 @@ def retrace_returns(
     ``G_t = r_t + g_t [V'_t + c_{t+1} (1 - done_t) (G_{t+1} - Q_{t+1})]``,
     ``g_t = gamma (1 - terminated_t)``, ``c_t = lambda min(1, rho_t)``.
 
-    Row ``t`` of ``q_values`` and ``importance_ratios`` belongs to ``(s_t, a_t)``, so their row 0 is not read; the last row
+    Row ``t`` of ``q_values`` and ``importance_ratios`` belongs to ``(s_t, a_t)``, so row 0 is not read; the last row
     bootstraps with ``V'``.
 
     :param rewards: ``[T, N]``
     :param q_values: ``[T, N]``, ``Q(s_t, a_t)``
     :param next_state_values: ``[T, N]``, ``V'_t``, an estimate of the value of ``s_{t+1}`` under the target policy
-    :param importance_ratios: ``[T, N]``, ``rho_t = pi(a_t | s_t) / mu(a_t | s_t)``, not negative
+    :param importance_ratios: ``[T, N]``, ``rho_t = pi(a_t | s_t) / mu(a_t | s_t)``, non-negative
     :param terminated: ``[T, N]``, bool
     :param truncated: ``[T, N]``, bool
     :param gamma: discount factor in [0, 1]
@@ -206,7 +206,7 @@ def retrace_returns(
 
 def episode_start_rows(done: BoolArray) -> npt.NDArray[np.intp]:
     """
-    The row in which the episode of each step begins. Row 0 counts as the start of an episode.
+    Row in which the episode of each step begins. Row 0 counts as the start of an episode.
 
     :param done: ``[T, N]``, bool, the episode ended at this step
     :return: ``[T, N]``
@@ -220,8 +220,8 @@ def _solve_backwards(offsets: FloatArray, factors: FloatArray) -> FloatArray:
     """
     Solve ``x_t = offsets_t + factors_t x_{t+1}``, ``x_T = 0``, in place: both arguments are overwritten.
 
-    Affine maps compose, so the recursion is a scan: after the pass with shift ``k`` row ``t`` holds the composition of the
-    rows ``t .. t + 2k - 1``. That takes log2(T) passes of whole-array arithmetic, a loop over the rows would take T of them.
+    Affine maps compose, so the recursion is a scan: after the pass with shift ``k``, row ``t`` holds the composition of the
+    rows ``t .. t + 2k - 1``. This takes log2(T) passes of whole-array arithmetic instead of a loop over T rows.
     """
     x, f = offsets, factors
     shift = 1
@@ -238,7 +238,7 @@ def _discounts(rewards: FloatArray, terminated: BoolArray, gamma: float) -> Floa
 
 
 def _check_arrays(floats: dict[str, FloatArray], bools: dict[str, BoolArray]) -> None:
-    """All arrays must be ``[T, N]`` with T, N >= 1 and of one shape; floating point of one dtype, flags of dtype bool."""
+    """Check that all arrays are ``[T, N]`` with T, N >= 1 and one shape, values floating point of one dtype and flags bool."""
     reference = floats["rewards"]
     for name, array in {**floats, **bools}.items():
         if not isinstance(array, np.ndarray) or array.ndim != 2 or 0 in array.shape:

@@ -26,36 +26,36 @@ SelfNStepA2C = TypeVar("SelfNStepA2C", bound="NStepA2C")
 
 class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic):
     """
-    n-step advantage actor-critic: ``n_steps`` in each environment, then one gradient step on
+    n-step advantage actor-critic: ``n_steps`` steps in each environment, then one gradient step on
     ``mean[-log pi(a_t | s_t) (R_t - V(s_t)) + vf_coef (V(s_t) - R_t)^2] - ent_coef mean[H(pi(. | s_t))]``
-    (Mnih et al. 2016, https://arxiv.org/abs/1602.01783, algorithm S3, without its asynchrony).
+    (Mnih et al. 2016, https://arxiv.org/abs/1602.01783, algorithm S3, synchronous).
 
-    A superset of SB3's ``A2C``: every argument of it is accepted and means the same. Only the default optimizer differs.
+    A superset of SB3's ``A2C``: every argument is accepted with the same meaning. Only the default optimizer differs.
 
-    How far ``R_t`` looks ahead before it trusts the critic is one of
+    The look-ahead of ``R_t`` before it bootstraps with the critic is one of
 
-    - to the end of the rollout (default; what SB3 does with ``gae_lambda=1``);
+    - up to the end of the rollout (default; SB3's with ``gae_lambda=1``);
     - ``return_steps=k``: k rewards (Sutton & Barto 2018, eq. 7.1), fewer only where the episode or the rollout ends;
     - ``gae_lambda < 1``: a geometric mixture of all look-aheads (Schulman et al. 2016, https://arxiv.org/abs/1506.02438).
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
-    :param env: environment, or its id
+    :param env: environment or its id
     :param learning_rate: learning rate; constant or function of the remaining progress (from 1 to 0)
-    :param n_steps: length of a rollout in steps of each environment
+    :param n_steps: number of steps of a rollout in each environment
     :param gamma: discount factor
-    :param gae_lambda: lambda of the return, 1 is the plain sum
+    :param gae_lambda: lambda of the return; 1: sum of rewards up to the end of the rollout
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss
     :param max_grad_norm: maximum norm of the gradient; ``None``: no clipping
     :param rms_prop_eps: epsilon of RMSprop, only with ``use_rms_prop``
-    :param use_rms_prop: ``False``: Adam; ``True``: PyTorch's RMSprop, SB3's default; ``"tf"``: TensorFlow's, with
-        epsilon inside of the square root and a mean square that starts at 1, with which the predecessors of SB3 were tuned.
-        Without effect if ``policy_kwargs`` names an ``optimizer_class``, as in SB3
+    :param use_rms_prop: ``False``: Adam; ``True``: PyTorch's RMSprop, SB3's default; ``"tf"``: TensorFlow's, for
+        which the predecessors of SB3 were tuned: epsilon inside the square root, and a mean square that starts at 1.
+        Ignored if ``policy_kwargs`` has an ``optimizer_class``, as in SB3
     :param use_sde: generalised state-dependent exploration (gSDE) instead of independent noise
-    :param sde_sample_freq: sample new gSDE noise every that many steps; -1: only at the beginning of a rollout
-    :param rollout_buffer_class: class of the rollout buffer. One that is not derived from
-        :class:`sb3_pg.common.buffers.PolicyGradientBuffer` is filled and used exactly as SB3's A2C does
-    :param rollout_buffer_kwargs: further keyword arguments of that class
+    :param sde_sample_freq: number of steps between samples of gSDE noise; -1: only at the beginning of a rollout
+    :param rollout_buffer_class: class of the rollout buffer. A class not derived from
+        :class:`sb3_pg.common.buffers.PolicyGradientBuffer` is filled and used exactly as in SB3's A2C
+    :param rollout_buffer_kwargs: keyword arguments of that class
     :param normalize_advantage: shift and scale the advantages of a batch to mean 0 and standard deviation 1
     :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
     :param tensorboard_log: folder of the tensorboard logs
@@ -63,11 +63,11 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param seed: seed of all random generators
     :param device: device of the networks
-    :param _init_setup_model: whether to build the networks at once
-    :param return_steps: look-ahead k of the n-step return, at most ``n_steps``; excludes ``gae_lambda < 1``
-    :param value_learning_rate: learning rate of the critic, which then has an optimizer of its own: constant, schedule or
-        ``"lin_1e-3"``; as ``learning_rate`` if not given
-    :raises ValueError: options that exclude one another or are out of range
+    :param _init_setup_model: whether to build the networks on construction
+    :param return_steps: look-ahead k of the n-step return, at most ``n_steps``; requires ``gae_lambda=1``
+    :param value_learning_rate: learning rate of the critic, which then has its own optimizer: constant, schedule or
+        ``"lin_1e-3"``; if not given, actor and critic share an optimizer
+    :raises ValueError: options that conflict or are out of range
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -109,7 +109,7 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
         rms_prop_kwargs = optimizer_kwargs(use_rms_prop, rms_prop_eps)
         if "optimizer_class" not in (policy_kwargs or {}):
             policy_kwargs = {**(policy_kwargs or {}), **rms_prop_kwargs}
-        # A2C would choose between Adam and RMSprop here; that has been done.
+        # The optimizer, which A2C would choose here, is already in policy_kwargs.
         super().__init__(
             policy,
             env,
@@ -119,7 +119,7 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
             gae_lambda=gae_lambda,
             ent_coef=ent_coef,
             vf_coef=vf_coef,
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is no clipping
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None: no clipping
             rms_prop_eps=rms_prop_eps,
             use_rms_prop=False,
             use_sde=use_sde,
@@ -145,13 +145,13 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
 
     @property
     def has_foreign_buffer(self) -> bool:
-        """Whether ``rollout_buffer_class`` is one that SB3's A2C can use and ours cannot."""
+        """Whether ``rollout_buffer_class`` only works with SB3's A2C."""
         chosen = self.rollout_buffer_class
         return chosen not in (None, self._a2c_buffer_class) and not issubclass(chosen, PolicyGradientBuffer)
 
     @property
     def _a2c_buffer_class(self) -> type[RolloutBuffer]:
-        """What A2C uses by default, and what stands in its files: ours takes its place."""
+        """A2C's default, which its saved files contain; it is replaced by ours."""
         return DictRolloutBuffer if isinstance(self.observation_space, spaces.Dict) else RolloutBuffer
 
     def _setup_model(self) -> None:
@@ -205,7 +205,7 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
         :param callback: called after each vectorised step
         :param rollout_buffer: filled with the rollout
         :param n_rollout_steps: steps per environment
-        :return: False if a callback stopped the training
+        :return: False if a callback stopped the training run
         """
         if self.has_foreign_buffer:
             return A2C.collect_rollouts(self, env, callback, rollout_buffer, n_rollout_steps)
@@ -220,7 +220,6 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
         return super()._choose_buffer_class()
 
     def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """What the policy is judged by and the critic learns, ``[T, N]``."""
         arrays = (buffer.rewards, buffer.next_values, buffer.terminated, buffer.truncated)
         if self.return_steps is None:
             return returns.lambda_returns(*arrays, self.gamma, self.gae_lambda)

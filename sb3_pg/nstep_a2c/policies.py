@@ -1,4 +1,4 @@
-"""Policies of NStepA2C: SB3's own, so that an existing script keeps its networks."""
+"""Policies of NStepA2C: SB3's own, so that existing scripts keep their networks."""
 
 from stable_baselines3.common.policies import ActorCriticCnnPolicy, ActorCriticPolicy, MultiInputActorCriticPolicy
 

@@ -1,4 +1,4 @@
-"""What the RL Zoo needs to tune NStepA2C: a search space, and the way from a stored trial to the constructor's arguments."""
+"""Search space of NStepA2C for the RL Zoo, and the conversion of a stored trial to constructor arguments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,10 +7,10 @@ from sb3_pg.common.tuning import ACTIVATION_FNS, NET_ARCHS, n_steps_powers, netw
 if TYPE_CHECKING:
     import optuna
 
-# Steps of all environments together in one batch. Small ones are what A2C is known for: many updates, each a noisy one.
+# Steps per batch, over all environments. Small batches are typical of A2C: many noisy updates.
 BATCH_SIZES = (32, 2048)
 MIN_N_STEPS = 4
-# The longest look-ahead that is drawn; beyond it the end of the rollout is a horizon of its own.
+# Base-2 logarithm of the longest look-ahead that is drawn; the horizon "rollout" covers longer ones.
 MAX_RETURN_STEPS_POW = 5
 
 HORIZONS = ("rollout", "return_steps", "gae")
@@ -21,15 +21,15 @@ def sample_nstep_a2c_params(
     trial: "optuna.Trial",
     n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
     n_envs: int,
-    additional_args: dict[str, Any],  # noqa: ARG001 # likewise
+    additional_args: dict[str, Any],  # noqa: ARG001 # the zoo passes it to every sampler
 ) -> dict[str, Any]:
     """
-    Draw hyperparameters of NStepA2C, with all three horizons, all optimizers, and a critic with or without one of its own.
+    Draw hyperparameters of NStepA2C, with all three horizons, all optimizers, and a critic with or without its own optimizer.
 
-    :param trial: Optuna trial; it stores all that :func:`convert_nstep_a2c_params` needs.
-    :param n_actions: Number of dimensions of the action, not used here.
+    :param trial: Optuna trial; it stores everything that :func:`convert_nstep_a2c_params` needs.
+    :param n_actions: Dimension of the action space, not used.
     :param n_envs: Number of environments; it bounds the length of a rollout.
-    :param additional_args: What the zoo knows of the replay buffer, not used here.
+    :param additional_args: Further arguments of the zoo's samplers, not used.
     :return: Arguments of ``NStepA2C``.
     """
     trial.suggest_int("n_steps_pow", *n_steps_powers(n_envs, MIN_N_STEPS, BATCH_SIZES))
@@ -50,7 +50,7 @@ def sample_nstep_a2c_params(
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS))
     hyperparams = convert_nstep_a2c_params(trial.params)
-    # What a reader of the study would otherwise have to compute.
+    # For readers of the study, who would otherwise have to compute them.
     for name in ("n_steps", "gamma", "return_steps", "gae_lambda"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
@@ -58,16 +58,16 @@ def sample_nstep_a2c_params(
 
 def convert_nstep_a2c_params(params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn the parameters that a trial stored into arguments of ``NStepA2C``.
+    Convert the stored parameters of a trial to arguments of ``NStepA2C``.
 
-    They are merged into the entry of the yml file, so the arguments that would contradict them there are reset.
+    They are merged into the entry of the yml file, so conflicting arguments of the entry are reset.
 
-    :param params: What :func:`sample_nstep_a2c_params` drew.
+    :param params: Parameters drawn by :func:`sample_nstep_a2c_params`.
     :return: Arguments of ``NStepA2C``.
     """
     n_steps = 2 ** params["n_steps_pow"]
     horizon = params["horizon"]
-    # With an optimizer of its own the critic must not share the features of images; vectors have none to share.
+    # A critic with its own optimizer must not share the extractor of images; that of vectors has no parameters.
     unshared = {"share_features_extractor": False} if params["separate_critic"] else {}
     return {
         "n_steps": n_steps,

@@ -1,4 +1,4 @@
-"""Which options of NStepA2C go together: one place for every check, each with the way out in its message."""
+"""Checks of the options of NStepA2C. Each message says what to change."""
 
 from typing import Any, Protocol
 
@@ -7,14 +7,14 @@ from stable_baselines3.common.sb2_compat.rmsprop_tf_like import RMSpropTFLike
 
 from sb3_pg.common.validation import check_fraction, check_integer, check_max_grad_norm, check_return_steps
 
-# Value of use_rms_prop that asks for TensorFlow's arithmetic.
+# Value of use_rms_prop that selects TensorFlow's RMSprop.
 TENSORFLOW = "tf"
-# What use_rms_prop chooses from.
+# Optimizers that use_rms_prop selects from.
 OPTIMIZERS = (th.optim.Adam, th.optim.RMSprop, RMSpropTFLike)
 
 
 class Options(Protocol):
-    """What is checked: the arguments of NStepA2C, under their names."""
+    """The checked attributes, which are arguments of NStepA2C."""
 
     n_envs: int
     n_steps: int
@@ -33,7 +33,7 @@ class Options(Protocol):
 
 def optimizer_kwargs(use_rms_prop: bool | str, eps: float) -> dict[str, Any]:
     """
-    What ``use_rms_prop`` means for the policy.
+    Convert ``use_rms_prop`` to arguments of the policy.
 
     :param use_rms_prop: ``False`` (Adam), ``True`` or ``"tf"``
     :param eps: RMSprop's epsilon
@@ -55,7 +55,7 @@ def check_options(model: Options) -> None:
     Check everything that does not depend on the number of environments.
 
     :param model: algorithm
-    :raises ValueError: an option out of range, or two that exclude one another
+    :raises ValueError: an option is out of range, or options conflict
     """
     check_fraction("gamma", model.gamma)
     check_fraction("gae_lambda", model.gae_lambda)
@@ -66,8 +66,8 @@ def check_options(model: Options) -> None:
         check_return_steps(model.return_steps, model.n_steps)
         if model.gae_lambda != 1:
             raise ValueError(
-                f"return_steps={model.return_steps} and gae_lambda={model.gae_lambda} are two ways to bound the look-ahead: "
-                "use gae_lambda=1.0, or return_steps=None"
+                f"return_steps={model.return_steps} and gae_lambda={model.gae_lambda} both limit the look-ahead: use "
+                "gae_lambda=1.0, or return_steps=None"
             )
     _check_foreign_buffer(model)
     _check_loaded_optimizer(model)
@@ -90,28 +90,28 @@ def _check_foreign_buffer(model: Options) -> None:
     for name in ("return_steps", "value_learning_rate"):
         if getattr(model, name) is not None:
             raise ValueError(
-                f"{name}={getattr(model, name)} and rollout_buffer_class={model.rollout_buffer_class}: a buffer that computes "
-                "its own advantages is filled and used as in SB3's A2C. Derive it from "
+                f"{name}={getattr(model, name)} has no effect with rollout_buffer_class={model.rollout_buffer_class}: a "
+                "buffer that computes its own advantages is used as in SB3's A2C. Derive it from "
                 f"sb3_pg.common.buffers.PolicyGradientBuffer, or use {name}=None"
             )
     if model.max_grad_norm is None:
         raise ValueError(
-            f"max_grad_norm=None and rollout_buffer_class={model.rollout_buffer_class}: with such a buffer SB3's A2C trains, "
-            "which always clips. Use a number that is never reached, such as 1e9"
+            f"max_grad_norm=None and rollout_buffer_class={model.rollout_buffer_class}: such a buffer is used as in SB3's "
+            "A2C, which always clips. Use a large number, such as 1e9"
         )
 
 
 def _check_loaded_optimizer(model: Options) -> None:
-    """The constructor turns these two options into arguments of the policy; as attributes they can only come from ``load``."""
+    """The constructor turns these two options into arguments of the policy; only ``load`` sets them as attributes."""
     given, kwargs = vars(model), model.policy_kwargs
     saved = kwargs.get("optimizer_class", th.optim.Adam)
     if "use_rms_prop" in given:
         wanted = optimizer_kwargs(given["use_rms_prop"], 0.0).get("optimizer_class", th.optim.Adam)
         if wanted is not saved and saved in OPTIMIZERS:
             raise ValueError(
-                f"use_rms_prop={given['use_rms_prop']!r} asks for {wanted.__name__}, the saved model has {saved.__name__}: "
-                "leave it out, or take over the networks alone, by set_parameters(..., exact_match=False) of a new model"
+                f"use_rms_prop={given['use_rms_prop']!r} selects {wanted.__name__}, but the saved model has {saved.__name__}: "
+                "leave it out, or load only the networks into a new model with set_parameters(..., exact_match=False)"
             )
     eps = (kwargs.get("optimizer_kwargs") or {}).get("eps")
     if saved in OPTIMIZERS[1:] and given.get("rms_prop_eps", eps) != eps:
-        raise ValueError(f"rms_prop_eps={given['rms_prop_eps']} and a saved model with {eps}, which it keeps: leave it out")
+        raise ValueError(f"rms_prop_eps={given['rms_prop_eps']} differs from {eps} in the saved model: leave it out")

@@ -1,4 +1,4 @@
-"""Estimates of the policy gradient as flat vectors: to measure estimators, and for the optimal baseline."""
+"""Policy-gradient estimates as flat vectors, for measuring estimators and for the optimal baseline."""
 
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -56,12 +56,12 @@ def estimate_gradient(vpg: "VPG", n_batches: int) -> npt.NDArray[np.float64]:
 
 def set_optimal_baseline_gradient(vpg: "VPG", batch: Batch, buffer: PolicyGradientBuffer) -> PolicyStep:
     """
-    Set the gradients of the policy's loss with the optimal baseline, and of the entropy bonus, clipped together.
+    Set the gradients of the policy loss with the optimal baseline and of the entropy bonus, clipped jointly.
 
     :param vpg: algorithm
-    :param batch: what the policy learns from, weights without baseline
-    :param buffer: the episodes
-    :return: what is logged
+    :param batch: batch of the update, with weights before the baseline is subtracted
+    :param buffer: rollout buffer
+    :return: statistics for logging
     """
     policy = vpg.policy
     policy.set_training_mode(True)
@@ -92,8 +92,8 @@ def _optimal_baseline_gradient(
     vpg: "VPG", batch: Batch, buffer: PolicyGradientBuffer, parameters: Sequence[th.Tensor]
 ) -> th.Tensor:
     """
-    Mean over the episodes of ``x - b g`` in ascent direction, flattened over the parameters: x the episode's estimate without
-    baseline, g the sum of scores that multiplies a constant baseline (Peters & Schaal 2008, eq. 14).
+    Mean over the episodes of ``x - b g`` in ascent direction, flattened over the parameters, where x is the episode's estimate
+    without baseline and g the sum of scores that multiplies a constant baseline (Peters & Schaal 2008, eq. 14).
     """
     episodes, discounts = buffer.episodes(), buffer.tensor(vpg._discounts(buffer))
     order = np.argsort(episodes, kind="stable")
@@ -115,12 +115,12 @@ def _log_prob(policy: ActorCriticPolicy, batch: Batch, rows: th.Tensor | slice) 
 
 @th.no_grad()
 def _drop_graph(policy: ActorCriticPolicy, batch: Batch) -> None:
-    """The policy keeps its latest distribution, and one with a graph could not be copied: evaluate it once more."""
+    """Replace the policy's last distribution, which could not be deep-copied with a graph."""
     policy.get_distribution(index_observations(batch.observations, slice(1)))
 
 
 def _flat_gradient(output: th.Tensor, parameters: Sequence[th.Tensor]) -> th.Tensor:
-    """Gradient of a scalar, flattened over the parameters; zero where it does not depend on one, or one is frozen."""
+    """Gradient of a scalar, flattened over the parameters; zero for those that are frozen or do not affect it."""
     trained = [p for p in parameters if p.requires_grad]
     computed = iter(
         th.autograd.grad(output, trained, retain_graph=True, allow_unused=True)
@@ -138,7 +138,7 @@ def _as_array(tensor: th.Tensor) -> npt.NDArray[np.float64]:
 
 @contextmanager
 def _measurement(vpg: "VPG") -> Iterator[None]:
-    """Collect without leaving a trace: counters, statistics and modes are restored, the environments reset."""
+    """Collect without side effects: counters, statistics and modes are restored, and the environments are reset."""
     assert vpg.env is not None
     names = ("num_timesteps", "ep_info_buffer", "ep_success_buffer", "_last_obs", "_last_episode_starts", "_episode_steps")
     before = {name: vars(vpg)[name] for name in names if name in vars(vpg)}

@@ -1,4 +1,4 @@
-"""Policies of VPG: SB3's actor-critic policies, by default with nothing shared between actor and critic."""
+"""Policies of VPG: SB3's actor-critic policies, by default without sharing between actor and critic."""
 
 from typing import Any
 
@@ -9,8 +9,8 @@ from stable_baselines3.common.torch_layers import CombinedExtractor, NatureCNN
 
 class VPGPolicy(ActorCriticPolicy):
     """
-    SB3's ``ActorCriticPolicy`` with ``share_features_extractor=False`` by default: the critic of VPG is fitted on its own, and
-    that must not move the features of the policy.
+    SB3's ``ActorCriticPolicy`` with ``share_features_extractor=False`` by default: the critic of VPG is fitted separately,
+    which must not change the features of the policy.
 
     :param args: positional arguments of ``ActorCriticPolicy``
     :param kwargs: keyword arguments of ``ActorCriticPolicy``
@@ -21,7 +21,7 @@ class VPGPolicy(ActorCriticPolicy):
         super().__init__(*args, **kwargs)
 
     def _get_constructor_parameters(self) -> dict[str, Any]:
-        # SB3 leaves this one out, and a saved policy would be rebuilt with other networks.
+        # SB3 omits this argument, and a saved policy would be rebuilt with different networks.
         return {**super()._get_constructor_parameters(), "share_features_extractor": self.share_features_extractor}
 
 
@@ -56,7 +56,7 @@ class VPGLinearPolicy(VPGPolicy):
     Softmax-linear policy for discrete actions, linear-Gaussian policy for continuous ones: no hidden layer between features
     and action distribution. The critic, if there is one, keeps its hidden layers.
 
-    :param observation_space: observation space, no dictionary
+    :param observation_space: observation space, not a dictionary
     :param args: further positional arguments of ``ActorCriticPolicy``
     :param net_arch: layers of the critic, ``dict(vf=[...])``, two of 64 units by default
     :param kwargs: keyword arguments of ``ActorCriticPolicy``
@@ -72,7 +72,7 @@ class VPGLinearPolicy(VPGPolicy):
         if layers is None or layers["pi"]:
             raise ValueError(f"LinearPolicy has no hidden layer: net_arch={net_arch} must be None or dict(vf=[...])")
         if isinstance(observation_space, spaces.Dict) and "features_extractor_class" not in kwargs:
-            raise ValueError("LinearPolicy needs an array as observation: use MultiInputPolicy, or wrap in FlattenObservation")
+            raise ValueError("LinearPolicy does not take dictionary observations: use MultiInputPolicy or FlattenObservation")
         super().__init__(observation_space, *args, net_arch=layers, **kwargs)
 
 

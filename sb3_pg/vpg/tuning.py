@@ -1,4 +1,4 @@
-"""What the RL Zoo needs to tune VPG: a search space, and the way from a stored trial to the constructor's arguments."""
+"""Search space of VPG for the RL Zoo, and the conversion of a stored trial to constructor arguments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -7,9 +7,9 @@ from sb3_pg.common.tuning import ACTIVATION_FNS, NET_ARCHS, n_steps_powers, netw
 if TYPE_CHECKING:
     import optuna
 
-# Steps of all environments together in one batch: enough for a gradient, few enough for a short study to see many updates.
+# Steps per batch, over all environments: enough for a gradient, few enough for many updates in a short study.
 BATCH_SIZES = (128, 4096)
-# Below this length of a rollout the critic's bootstrap is most of what the policy learns from.
+# In shorter rollouts, the policy learns mostly from the critic's bootstrap.
 MIN_N_STEPS = 8
 
 
@@ -17,17 +17,17 @@ def sample_vpg_params(
     trial: "optuna.Trial",
     n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
     n_envs: int,
-    additional_args: dict[str, Any],  # noqa: ARG001 # likewise
+    additional_args: dict[str, Any],  # noqa: ARG001 # the zoo passes it to every sampler
 ) -> dict[str, Any]:
     """
     Draw hyperparameters of VPG with a learned value baseline.
 
-    The forms without a critic (REINFORCE) are not searched: they need whole episodes, whose number depends on the environment.
+    Variants without a critic (REINFORCE) are not searched: they need whole episodes, whose number depends on the environment.
 
-    :param trial: Optuna trial; it stores all that :func:`convert_vpg_params` needs.
-    :param n_actions: Number of dimensions of the action, not used here.
+    :param trial: Optuna trial; it stores everything that :func:`convert_vpg_params` needs.
+    :param n_actions: Dimension of the action space, not used.
     :param n_envs: Number of environments; it bounds the length of a rollout.
-    :param additional_args: What the zoo knows of the replay buffer, not used here.
+    :param additional_args: Further arguments of the zoo's samplers, not used.
     :return: Arguments of ``VPG``.
     """
     trial.suggest_int("n_steps_pow", *n_steps_powers(n_envs, MIN_N_STEPS, BATCH_SIZES))
@@ -43,7 +43,7 @@ def sample_vpg_params(
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     trial.suggest_categorical("activation_fn", list(ACTIVATION_FNS))
     hyperparams = convert_vpg_params(trial.params)
-    # What a reader of the study would otherwise have to compute.
+    # For readers of the study, who would otherwise have to compute them.
     for name in ("n_steps", "gamma", "gae_lambda"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
@@ -51,11 +51,11 @@ def sample_vpg_params(
 
 def convert_vpg_params(params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn the parameters that a trial stored into arguments of ``VPG``.
+    Convert the stored parameters of a trial to arguments of ``VPG``.
 
-    They are merged into the entry of the yml file, so the arguments that would contradict them there are reset.
+    They are merged into the entry of the yml file, so conflicting arguments of the entry are reset.
 
-    :param params: What :func:`sample_vpg_params` drew.
+    :param params: Parameters drawn by :func:`sample_vpg_params`.
     :return: Arguments of ``VPG``.
     """
     return {

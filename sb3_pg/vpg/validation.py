@@ -1,4 +1,4 @@
-"""Which options of VPG go together: one place for every check, each with the way out in its message."""
+"""Checks of the options of VPG. Each message says what to change."""
 
 from typing import Any, Protocol
 
@@ -10,14 +10,14 @@ ADVANTAGE_ESTIMATORS = ("total_return", "reward_to_go", "n_step", "gae")
 BASELINES = ("none", "mean", "optimal", "value")
 ACTION_SPACES = (spaces.Box, spaces.Discrete, spaces.MultiDiscrete, spaces.MultiBinary)
 
-# Used where the argument was not given and the other options make sense of it.
+# Defaults of arguments that depend on other options.
 GAE_LAMBDA = 0.95
 N_STEPS = 512
 N_VALUE_UPDATES = 10
 
 
 class Options(Protocol):
-    """What is checked: the arguments of VPG, under their names."""
+    """The checked attributes, which are arguments of VPG."""
 
     action_space: spaces.Space[Any]
     advantage_estimator: str
@@ -26,7 +26,7 @@ class Options(Protocol):
     n_steps: int | None
     n_episodes: int | None
     gamma: float
-    gae_lambda: Any  # None unless the estimator reads it
+    gae_lambda: Any  # None unless the estimator uses it
     vf_coef: Any  # None unless there is a joint loss
     max_grad_norm: Any  # None: no clipping
     normalize_advantage: bool
@@ -57,7 +57,7 @@ def resolve_n_value_updates(vpg: Options) -> int:
     if not vpg.uses_critic:
         return 0
     if vpg.n_value_updates is None:
-        # A weight of the joint loss asks for the joint loss.
+        # The weight of the joint loss selects the joint loss.
         return N_VALUE_UPDATES if vpg.vf_coef is None else 0
     return vpg.n_value_updates
 
@@ -67,7 +67,7 @@ def check_options(vpg: Options) -> None:
     Check everything that does not depend on the number of environments.
 
     :param vpg: algorithm
-    :raises ValueError: an option out of range, or two that exclude one another
+    :raises ValueError: an option is out of range, or options conflict
     """
     if not isinstance(vpg.action_space, ACTION_SPACES):
         names = ", ".join(space.__name__ for space in ACTION_SPACES)
@@ -84,13 +84,13 @@ def check_environments(vpg: Options) -> None:
     Check what depends on the number of environments, which a loaded model may change.
 
     :param vpg: algorithm
-    :raises ValueError: ``n_episodes`` is no multiple of it, or a rollout is too small
+    :raises ValueError: ``n_episodes`` is not a multiple of it, or a rollout is too small
     """
     if vpg.n_episodes is not None:
         if vpg.n_episodes % vpg.n_envs != 0:
             raise ValueError(
                 f"n_episodes={vpg.n_episodes} must be a multiple of the number of environments ({vpg.n_envs}): each "
-                "contributes the same number of episodes, since taking those that finish first is biased towards short ones"
+                "contributes the same number of episodes, since keeping those that finish first is biased towards short ones"
             )
         return
     assert vpg.n_steps is not None
@@ -123,16 +123,16 @@ def _check_ranges(vpg: Options) -> None:
 def _check_estimator(vpg: Options) -> None:
     estimator, baseline = vpg.advantage_estimator, vpg.baseline
     if vpg.n_steps is not None and vpg.n_episodes is not None:
-        raise ValueError(f"n_steps={vpg.n_steps} and n_episodes={vpg.n_episodes} exclude one another: set one of them to None")
+        raise ValueError(f"n_steps={vpg.n_steps} and n_episodes={vpg.n_episodes} are mutually exclusive: set one to None")
     if estimator == "total_return" and baseline == "value":
         raise ValueError(
-            "advantage_estimator='total_return' has no value of a state to subtract: use baseline='none', 'mean' or "
+            "advantage_estimator='total_return' cannot subtract a state value: use baseline='none', 'mean' or "
             "'optimal', or advantage_estimator='reward_to_go'"
         )
     if estimator == "total_return" and vpg.discount_gradient:
         raise ValueError(
-            "advantage_estimator='total_return' gives the gradient of the discounted objective already: drop "
-            "discount_gradient=True"
+            "advantage_estimator='total_return' already gives the gradient of the discounted objective: use "
+            "discount_gradient=False"
         )
     if estimator in ("n_step", "gae") and baseline != "value":
         raise ValueError(f"advantage_estimator={estimator!r} bootstraps with a critic: use baseline='value', not {baseline!r}")
@@ -148,13 +148,13 @@ def _check_estimator(vpg: Options) -> None:
     if (estimator == "n_step") != (vpg.return_steps is not None):
         raise ValueError(
             f"advantage_estimator={estimator!r} and return_steps={vpg.return_steps}: return_steps is the look-ahead of "
-            "'n_step', required there and None elsewhere"
+            "'n_step', where it is required; otherwise it must be None"
         )
     if vpg.return_steps is not None:
         check_return_steps(vpg.return_steps, resolve_n_steps(vpg))
     if estimator != "gae" and vpg.gae_lambda is not None:
         raise ValueError(
-            f"gae_lambda={vpg.gae_lambda} is ignored by advantage_estimator={estimator!r}: use 'gae', or gae_lambda=None"
+            f"gae_lambda={vpg.gae_lambda} has no effect with advantage_estimator={estimator!r}: use 'gae', or gae_lambda=None"
         )
 
 
@@ -166,12 +166,12 @@ def _check_critic(vpg: Options) -> None:
     elif resolve_n_value_updates(vpg) == 0:
         if vpg.value_batch_size is not None:
             raise ValueError(
-                f"value_batch_size={vpg.value_batch_size} needs a critic fitted on its own: use n_value_updates > 0"
+                f"value_batch_size={vpg.value_batch_size} needs a separately fitted critic: use n_value_updates > 0"
             )
     elif vpg.vf_coef is not None:
         raise ValueError(
-            f"vf_coef={vpg.vf_coef} weighs the value loss in the joint loss, and n_value_updates={vpg.n_value_updates} fits "
-            "the critic on its own: use n_value_updates=0, or vf_coef=None"
+            f"vf_coef={vpg.vf_coef} is the weight of the value loss in the joint loss, but n_value_updates="
+            f"{vpg.n_value_updates} fits the critic separately: use n_value_updates=0, or vf_coef=None"
         )
     if vpg.critic_first and resolve_n_value_updates(vpg) == 0:
-        raise ValueError("critic_first=True needs a critic fitted on its own: use baseline='value' and n_value_updates > 0")
+        raise ValueError("critic_first=True needs a separately fitted critic: use baseline='value' and n_value_updates > 0")

@@ -1,4 +1,4 @@
-"""Vanilla policy gradient with every weight and baseline of the literature."""
+"""Vanilla policy gradient with a choice of advantage estimators and baselines."""
 
 from collections.abc import Iterator
 from typing import Any, ClassVar, TypeVar
@@ -32,7 +32,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
     ``theta <- theta + alpha mean[grad log pi(a_t | s_t) (weight_t - baseline_t)]``.
 
     ===================== =================== =====================================================
-    advantage_estimator   baseline            is known as
+    advantage_estimator   baseline            known as
     ===================== =================== =====================================================
     ``"total_return"``    ``"none"``          REINFORCE (Williams 1992)
     ``"total_return"``    ``"optimal"``       episodic REINFORCE with optimal baseline (Peters & Schaal 2008)
@@ -43,22 +43,22 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
     ===================== =================== =====================================================
 
     A batch is either a rollout of ``n_steps`` in each environment, which cuts trajectories and bootstraps with the critic, or
-    ``n_episodes`` whole episodes. Everything without a critic needs whole episodes.
+    ``n_episodes`` whole episodes. Without a critic, whole episodes are required.
 
     :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"``, ``"LinearPolicy"`` or a class
-    :param env: environment, or its id
+    :param env: environment or its id
     :param learning_rate: learning rate of the policy; constant or function of the remaining progress (from 1 to 0)
-    :param n_steps: length of a rollout in steps of each environment; 512 unless ``n_episodes`` is given
+    :param n_steps: number of steps of a rollout in each environment; 512 unless ``n_episodes`` is given
     :param gamma: discount factor
     :param gae_lambda: lambda of ``"gae"``, 0.95 if not given; only with that estimator
     :param ent_coef: weight of the entropy bonus
     :param vf_coef: weight of the value loss in the joint loss, 0.5 if not given; only with ``n_value_updates=0``
     :param max_grad_norm: maximum norm of the gradient in each optimizer step; ``None``: no clipping
     :param use_sde: generalised state-dependent exploration (gSDE) instead of independent noise
-    :param sde_sample_freq: sample new gSDE noise every that many steps; -1: only at the beginning of a rollout
+    :param sde_sample_freq: number of steps between samples of gSDE noise; -1: only at the beginning of a rollout
     :param rollout_buffer_class: subclass of :class:`sb3_pg.common.buffers.PolicyGradientBuffer`
         (``PolicyGradientDictBuffer`` for dictionary observations)
-    :param rollout_buffer_kwargs: further keyword arguments of that class
+    :param rollout_buffer_kwargs: keyword arguments of that class
     :param normalize_advantage: shift and scale the weights of a batch to mean 0 and standard deviation 1. Biased
     :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
     :param tensorboard_log: folder of the tensorboard logs
@@ -66,23 +66,23 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param seed: seed of all random generators
     :param device: device of the networks
-    :param _init_setup_model: whether to build the networks at once
+    :param _init_setup_model: whether to build the networks on construction
     :param advantage_estimator: ``"total_return"``, ``"reward_to_go"``, ``"n_step"`` or ``"gae"``
     :param baseline: ``"none"``, ``"mean"`` (over the other episodes of the batch), ``"optimal"`` (variance-minimising constant
         for each parameter, from the other episodes) or ``"value"`` (learned V(s))
     :param n_episodes: number of whole episodes in a batch, a multiple of the number of environments. All environments are
-        reset before; each contributes the same number of episodes
+        reset before each batch and contribute the same number of episodes
     :param return_steps: look-ahead of ``"n_step"``; only with that estimator
-    :param discount_gradient: weigh step t by ``gamma^t``, as the gradient of the discounted objective demands
-        (Sutton et al. 2000, theorem 1). Off, as usual, it is ignored that discounting makes late states count less
-    :param n_value_updates: critic steps per batch, by an optimizer of its own, 10 if not given; 0: one joint loss with the
-        policy, as also if only ``vf_coef`` is given
-    :param value_learning_rate: learning rate of the critic: constant, schedule or ``"lin_1e-3"``; as ``learning_rate`` if not
+    :param discount_gradient: weight step t by ``gamma^t``, as in the gradient of the discounted objective (Sutton et al.
+        2000, theorem 1). It is common to omit this factor, which gives late states less weight
+    :param n_value_updates: critic steps per batch with the critic's own optimizer, 10 if not given; 0: joint loss with the
+        policy, the default if ``vf_coef`` is given
+    :param value_learning_rate: learning rate of the critic: constant, schedule or ``"lin_1e-3"``; ``learning_rate`` if not
         given
-    :param value_batch_size: number of steps in a critic step, sampled without replacement; the whole batch if not given
+    :param value_batch_size: minibatch size of a critic step, sampled without replacement; the whole batch if not given
     :param critic_first: fit the critic to the new batch before the advantages are computed, instead of after the policy step.
-        Biased: the critic then depends on the actions it is to judge
-    :raises ValueError: options that exclude one another or are out of range; an unsupported action space
+        Biased: the critic then depends on the actions that it evaluates
+    :raises ValueError: options that conflict or are out of range; an unsupported action space
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -133,10 +133,10 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
             learning_rate=learning_rate,
             n_steps=n_steps,  # type: ignore[arg-type]  # resolved in _setup_model; None means whole episodes
             gamma=gamma,
-            gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None unless the estimator reads it
+            gae_lambda=gae_lambda,  # type: ignore[arg-type]  # None unless the estimator uses it
             ent_coef=ent_coef,
             vf_coef=vf_coef,  # type: ignore[arg-type]  # None unless there is a joint loss
-            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None is no clipping
+            max_grad_norm=max_grad_norm,  # type: ignore[arg-type]  # None: no clipping
             use_sde=use_sde,
             sde_sample_freq=sde_sample_freq,
             rollout_buffer_class=rollout_buffer_class,
@@ -203,7 +203,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
             self.logger.record("train/std", th.exp(self.policy.log_std).mean().item())
 
     def _fit_policy(self, buffer: PolicyGradientBuffer) -> None:
-        """One gradient step on the policy, and on the critic if they share a loss."""
+        """One gradient step of the policy and, with the joint loss, of the critic."""
         batch = self._batch(buffer)
         if self.baseline == "optimal":
             step = gradient_estimates.set_optimal_baseline_gradient(self, batch, buffer)
@@ -221,7 +221,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
             self.logger.record("train/value_loss", step.value_loss)
 
     def _fit_critic(self, buffer: PolicyGradientBuffer) -> None:
-        """Move the critic towards the returns of the batch by ``n_value_updates`` steps of its own optimizer."""
+        """Fit the critic to the returns of the batch with ``n_value_updates`` steps of its own optimizer."""
         observations, targets = buffer.samples().observations, buffer.tensor(buffer.select(buffer.returns))
         minibatches = _minibatches(len(targets), self.value_batch_size, self.resolved_n_value_updates)
         value_losses = [self._update_critic(index_observations(observations, rows), targets[rows]) for rows in minibatches]
@@ -234,12 +234,12 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
 
         They estimate the gradient of ``E[sum_t gamma^t r_t]`` for ``advantage_estimator="total_return"`` or
         ``discount_gradient=True``, otherwise ``E[sum_t grad log pi(a_t | s_t) sum_{t'>=t} gamma^(t'-t) r_t']``, which for
-        ``gamma < 1`` is no objective's gradient. Entropy bonus, value loss and gradient clipping take no part. Parameters,
-        optimizers, statistics and ``num_timesteps`` stay as they are; the statistics of a ``VecNormalize`` wrapper are frozen
-        meanwhile, and the environments are reset afterwards.
+        ``gamma < 1`` is not the gradient of any objective. Entropy bonus, value loss and gradient clipping are left out.
+        Parameters, optimizers, statistics and ``num_timesteps`` do not change; the statistics of a ``VecNormalize`` wrapper
+        are frozen during the call, and the environments are reset afterwards.
 
         :param n_batches: number of estimates
-        :return: ``[n_batches, n_parameters]``, in the order of ``policy.parameters()``, zero where a parameter does not act on
+        :return: ``[n_batches, n_parameters]``, in the order of ``policy.parameters()``, zero for parameters that do not affect
             the policy
         :raises ValueError: without ``n_episodes``, with ``normalize_advantage``, without environment, or ``n_batches < 1``
         """
@@ -252,7 +252,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
 
     @property
     def resolved_n_value_updates(self) -> int:
-        """Number of critic steps per batch; 0 without a critic and with a joint loss."""
+        """Number of critic steps per batch; 0 without a critic or with the joint loss."""
         return resolve_n_value_updates(self)
 
     @property
@@ -262,7 +262,6 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
     # ---- weights of the score function -------------------------------------------------------------------------------------
 
     def _returns(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """The weights before the baseline, ``[T, N]``; also the targets of the critic."""
         rewards, ends = buffer.rewards, (buffer.terminated, buffer.truncated)
         if self.advantage_estimator == "total_return":
             return returns.total_returns(rewards, *ends, self.gamma)
@@ -275,7 +274,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         return returns.lambda_returns(rewards, buffer.next_values, *ends, self.gamma, lambda_)
 
     def _baseline_values(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """What is subtracted from the returns, ``[T, N]``. The optimal baseline is no function of the step and comes later."""
+        """Baseline subtracted from the returns, ``[T, N]``; the optimal baseline is applied to the gradient instead."""
         if self.uses_critic:
             return buffer.values
         result = np.zeros_like(buffer.rewards)
@@ -283,7 +282,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
             assert self.n_episodes is not None
             used_returns, episodes = buffer.select(buffer.returns), buffer.episodes()
             if self.advantage_estimator == "total_return":
-                # Each episode counts once, however long it is: take its return from one of its steps.
+                # Each episode counts once, regardless of its length: take the return of its first step.
                 first_steps = np.unique(episodes, return_index=True)[1]
                 result[buffer.used] = baselines.leave_one_out_mean_per_episode(used_returns[first_steps])[episodes]
             else:
@@ -299,7 +298,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         return Batch(*buffer.samples(), buffer.tensor(weights), scale)
 
     def _discounts(self, buffer: PolicyGradientBuffer) -> FloatArray:
-        """``gamma^t`` with ``discount_gradient``, otherwise ones: what multiplies a constant baseline, ``[S]``."""
+        """``gamma^t`` with ``discount_gradient``, otherwise ones, ``[S]``."""
         if not self.discount_gradient:
             return np.ones(buffer.n_used, dtype=buffer.rewards.dtype)
         discounts: FloatArray = (self.gamma ** buffer.select(buffer.episode_steps)).astype(buffer.rewards.dtype)
@@ -307,9 +306,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
 
 
 def _minibatches(n_samples: int, batch_size: int | None, n_batches: int) -> Iterator[th.Tensor | slice]:
-    """
-    Row indices of each minibatch; every sample is drawn once before any is drawn again.
-    """
+    """Row indices of each minibatch; every sample is drawn once before any is drawn again."""
     if batch_size is None or batch_size >= n_samples:
         for _ in range(n_batches):
             yield slice(None)

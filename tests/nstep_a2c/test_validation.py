@@ -158,7 +158,7 @@ def test_unsupported_action_spaces(space: spaces.Space[Any]) -> None:
 @pytest.mark.parametrize("observation", ["image", "dict_image"])
 def test_a_critic_with_its_own_rate_shares_no_features(observation: str) -> None:
     env, policy = match_envs(2, observation=observation), "CnnPolicy" if observation == "image" else "MultiInputPolicy"
-    with pytest.raises(ValueError, match=r"optimizer of its own.*share_features_extractor=False.*value_learning_rate=None"):
+    with pytest.raises(ValueError, match=r"its own optimizer.*share_features_extractor=False.*value_learning_rate=None"):
         make(env, policy, **OURS, value_learning_rate=1e-3)
     with pytest.raises(ValueError, match=r"share_features_extractor=False"):
         reloaded(make(env, policy, **OURS), value_learning_rate=1e-3)

@@ -213,7 +213,7 @@ def test_shared_features_need_the_joint_loss(wrong: Options, observation: str) -
     shared: Options = {"policy_kwargs": {"share_features_extractor": True}}
     with pytest.raises(
         ValueError,
-        match=r"optimizer of its own.*share_features_extractor=False.*n_value_updates=0 and value_learning_rate=None",
+        match=r"its own optimizer.*share_features_extractor=False.*n_value_updates=0 and value_learning_rate=None",
     ):
         make(env, policy, n_steps=8, **wrong, **shared)
     file = io.BytesIO()
