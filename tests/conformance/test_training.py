@@ -33,7 +33,7 @@ TAKEN_BY_THE_ZOO = {"noise_type", "noise_std", "normalize", "clip_range", "callb
 # --------------------------------------------------------------------------------------------------------------- signatures
 
 
-def base_of(spec: Spec) -> type:
+def base_of(spec: Spec) -> Any:
     """
     :param spec: of an algorithm
     :return: SB3's class from which it is derived
