@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch as th
+from conformance.test_training import Extractor
 from envs import ACTION_SPACES, MatchEnv, QuadraticEnv
-from gymnasium import spaces
 from model_checks import (
     A2C,
     Model,
@@ -19,18 +19,14 @@ from model_checks import (
     make,
     match_envs,
     name_of,
-    policy_for,
     reloaded,
 )
 from smoke_envs import Recorder, scripted_vec_env
-from stable_baselines3.common.callbacks import (
-    BaseCallback,
-)
+from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.policies import BasePolicy
-from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 
-from sb3_pg import VPG, NStepA2C, nstep_a2c, vpg
+from sb3_pg import VPG, NStepA2C
+from sb3_pg.common.buffers import PolicyGradientBuffer
 
 EPISODES: Options = {"n_episodes": 6}
 # Each way to collect a batch, in each algorithm.
@@ -57,7 +53,6 @@ VARIANTS: list[Options] = [
     {**A2C, "return_steps": 2, "value_learning_rate": 1e-2},
     {**A2C, "gae_lambda": 0.9, "normalize_advantage": True, "use_rms_prop": "tf"},
 ]
-POLICIES = [("MlpPolicy", "box"), ("CnnPolicy", "image"), ("MultiInputPolicy", "dict_image")]
 LOGGED_NETWORK: Options = {"policy_kwargs": {"log_std_init": -0.5}}
 EACH_ALGORITHM = pytest.mark.parametrize("base", [{}, A2C], ids=["VPG", "NStepA2C"])
 
@@ -104,59 +99,40 @@ def test_schedules_survive(learning_rate: Any, value_learning_rate: Any, base: O
 
 
 @pytest.mark.parametrize(
-    ("options", "policy_class", "observation"),
-    [
-        *((CRITICS["joint"], getattr(vpg, name), kind) for name, kind in POLICIES),
-        *((A2C, getattr(nstep_a2c, name), kind) for name, kind in POLICIES),
-        (CRITICS["joint"], vpg.LinearPolicy, "box"),
-    ],
+    ("policy", "observation"), [("LinearPolicy", "box"), ("CnnPolicy", "image"), ("MultiInputPolicy", "dict_image")]
 )
-@pytest.mark.parametrize("shared", [None, True])
-def test_policies_can_be_saved_alone(
-    options: Options, policy_class: type[BasePolicy], observation: str, shared: bool | None, tmp_path: Path
-) -> None:
-    kwargs = {} if shared is None else {"share_features_extractor": shared}
-    name = "LinearPolicy" if policy_class is vpg.LinearPolicy else policy_for(observation)
-    policy = make(match_envs(observation=observation), name, policy_kwargs=kwargs, **options).learn(30).policy
-    policy.save(str(tmp_path / "policy.zip"))
-    loaded = policy_class.load(str(tmp_path / "policy.zip"))
-    assert isinstance(loaded, policy_class)
-    assert differences(policy.state_dict(), loaded.state_dict()) == []
-    obs = policy.observation_space.sample()
-    assert np.array_equal(policy.predict(obs, deterministic=True)[0], loaded.predict(obs, deterministic=True)[0])
-    # VPG shares nothing by default, SB3 and so NStepA2C do.
-    assert (loaded.pi_features_extractor is loaded.vf_features_extractor) == (bool(shared) or options == A2C)
+@pytest.mark.parametrize("shared", [False, True])
+def test_a_saved_policy_keeps_its_shared_features(policy: str, observation: str, shared: bool, tmp_path: Path) -> None:
+    kwargs = {"share_features_extractor": shared}
+    saved = make(match_envs(observation=observation), policy, policy_kwargs=kwargs, **CRITICS["joint"]).policy
+    saved.save(str(tmp_path / "policy.zip"))
+    loaded = type(saved).load(str(tmp_path / "policy.zip"))
+    assert (loaded.pi_features_extractor is loaded.vf_features_extractor) == shared
+    assert differences(saved.state_dict(), loaded.state_dict()) == []
 
 
 # --------------------------------------------------------------------------------------------------------------- logger
 
 
 JOINT_KEYS = {"learning_rate", "n_updates", "entropy_loss", "policy_loss", "grad_norm", "value_loss", "explained_variance"}
-FURTHER_KEYS = {"weight_std", "approx_kl"}  # of VPG
+VPG_KEYS = {"weight_std", "approx_kl"}
 NO_CRITIC: Options = {**EPISODES, "advantage_estimator": "total_return", "baseline": "mean"}
 
 
-@pytest.mark.parametrize("action", ["discrete", "box"])
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (CRITICS["joint"], JOINT_KEYS | FURTHER_KEYS),
-        ({}, JOINT_KEYS | FURTHER_KEYS | {"value_learning_rate"}),
-        (CRITICS["joint, two rates"], JOINT_KEYS | FURTHER_KEYS | {"value_learning_rate"}),
-        (NO_CRITIC, (JOINT_KEYS | FURTHER_KEYS) - {"value_loss", "explained_variance"}),
-        (A2C, JOINT_KEYS),
+        (CRITICS["joint"], JOINT_KEYS | VPG_KEYS),
+        (CRITICS["joint, two rates"], JOINT_KEYS | VPG_KEYS | {"value_learning_rate"}),
+        (NO_CRITIC, (JOINT_KEYS | VPG_KEYS) - {"value_loss", "explained_variance"}),
         (TWO_OPTIMIZERS, JOINT_KEYS | {"value_learning_rate"}),
     ],
-    ids=str,
+    ids=name_of,
 )
-def test_everything_is_logged(action: str, options: Options, expected: set[str]) -> None:
-    dumps = logged(make(match_envs(action=action), **options), 60)
-    expected = expected | ({"std"} if action == "box" else set())
-    assert {key.removeprefix("train/") for key in dumps[-1] if key.startswith("train/")} == expected
-    assert {"time/fps", "time/iterations", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} < set(
-        dumps[-2]
-    )
-    assert all(np.isfinite(dumps[-1][f"train/{key}"]) for key in expected)
+def test_logged_keys_depend_on_the_critic(options: Options, expected: set[str]) -> None:
+    log = logged(make(**options), 60)[-1]
+    assert {key.removeprefix("train/") for key in log if key.startswith("train/")} == expected
+    assert all(np.isfinite(log[f"train/{key}"]) for key in expected)
 
 
 @pytest.mark.parametrize("options", [{}, *ONE_OPTIMIZER], ids=name_of)
@@ -268,34 +244,11 @@ def test_actor_and_critic_learn_at_their_own_rates(
     assert np.allclose(told, expected)
 
 
-def test_a_critic_without_a_rate_of_its_own_takes_the_policys() -> None:
-    rates = Rates()
-    make(n_steps=6, learning_rate=lambda p: 0.4 * p).learn(36, callback=rates)
-    assert np.allclose(rates.seen, [(0.2, 0.2), (0.0, 0.0)])
-
-
 # ---------------------------------------------------------------------------------------------------- modes of training
 
 
 # The optimal baseline takes one more pass for each episode.
 SINGLE_PASS = [options for options in VARIANTS if options.get("baseline") != "optimal"]
-
-
-class Extractor(BaseFeaturesExtractor):
-    """
-    Batch normalisation and dropout.
-
-    :param observation_space: vector
-    """
-
-    def __init__(self, observation_space: spaces.Box) -> None:
-        super().__init__(observation_space, features_dim=16)
-        self.norm = th.nn.BatchNorm1d(observation_space.shape[0])
-        self.layers = th.nn.Sequential(th.nn.Linear(observation_space.shape[0], 16), th.nn.Dropout(0.5))
-
-    def forward(self, observations: th.Tensor) -> th.Tensor:
-        features: th.Tensor = self.layers(self.norm(observations))
-        return features
 
 
 @pytest.mark.parametrize("options", [*SINGLE_PASS, *CRITICS.values()], ids=name_of)
@@ -376,3 +329,16 @@ class SpoiltObservations(MatchEnv):
 def test_observations_that_are_not_finite_stop_the_training_too(action: str, base: Options) -> None:
     with pytest.raises(ValueError, match=r"nan|not finite"):
         make(SpoiltObservations(action=action), **base).learn(50)
+
+
+@EACH_ALGORITHM
+def test_unsuitable_policies_and_buffers_are_rejected(base: Options) -> None:
+    dictionaries = match_envs(2, observation="dict")
+    with pytest.raises(ValueError, match="MultiInputPolicy"):
+        make(dictionaries, **base)
+    with pytest.raises(ValueError, match="LstmPolicy"):
+        make(policy="LstmPolicy", **base)
+    with pytest.raises(ValueError, match=r"PolicyGradientBuffer cannot store .*PolicyGradientDictBuffer"):
+        make(dictionaries, "MultiInputPolicy", rollout_buffer_class=PolicyGradientBuffer, **base)
+    with pytest.raises(ValueError, match=r"gSDE\) can only be used with continuous actions"):
+        make(use_sde=True, **base)

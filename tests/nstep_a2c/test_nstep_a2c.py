@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch as th
 from model_checks import A2C as OURS
-from model_checks import Options, check_training, logged, make, match_envs, name_of, policy_for, reloaded
+from model_checks import Options, check_training, make, match_envs, name_of, policy_for, reloaded
 from smoke_envs import Recorder, scripted_vec_env
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 from stable_baselines3.common.callbacks import StopTrainingOnMaxEpisodes
@@ -50,12 +50,6 @@ def test_one_step_of_two_optimizers(horizon: Options, max_norm: float | None, no
         assert th.allclose(
             model.policy.get_parameter(name), parameter - step, rtol=0, atol=1e-6 + 1e-5 * float(step.abs().max())
         ), name
-
-
-def test_the_log_tells_of_both_rates() -> None:
-    log = logged(make(**OURS, learning_rate=0.4, value_learning_rate="lin_0.1"), 36)[-1]
-    assert log["train/learning_rate"] == 0.4
-    assert log["train/value_learning_rate"] == pytest.approx(0.0)
 
 
 class Foreign(RolloutBuffer):

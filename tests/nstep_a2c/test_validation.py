@@ -24,28 +24,21 @@ class Foreign(RolloutBuffer):
 
 
 FOREIGN: Options = {"rollout_buffer_class": Foreign}
-NOT_INTEGERS = (-1, 0, 2.5, 4.0, "4", True, float("nan"), float("inf"), [4])
 
 # What is wrong, and all that the message must name: the options at odds and the way out.
 WRONG: list[tuple[Options, list[str]]] = [
-    *(
-        ({name: value}, [name, "[0, 1]"])
-        for name in ("gamma", "gae_lambda")
-        for value in (-0.1, 1.1, 2, float("nan"), None, "0.9", True)
-    ),
-    *(({name: value}, [name, "integer of at least 1"]) for name in ("n_steps", "return_steps") for value in NOT_INTEGERS),
+    # ranges; tests/common/test_validation.py has more values
+    *(({name: value}, [name, "[0, 1]"]) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, None)),
+    *(({name: value}, [name, "integer of at least 1"]) for name in ("n_steps", "return_steps") for value in (0, 2.5, "4")),
     ({"n_steps": None}, ["n_steps", "integer of at least 1"]),
-    *(({"max_grad_norm": value}, ["max_grad_norm", "positive", "None"]) for value in (0, -1.0, float("nan"), "1", True)),
+    *(({"max_grad_norm": value}, ["max_grad_norm", "positive", "None"]) for value in (0, "1")),
     # two horizons
     ({"return_steps": 3, "gae_lambda": 0.9}, ["return_steps=3", "gae_lambda=0.9", "gae_lambda=1.0", "return_steps=None"]),
     ({"return_steps": 3, "gae_lambda": 0.0}, ["return_steps=3", "gae_lambda=0.0"]),
     ({"return_steps": 9}, ["return_steps=9", "n_steps=8", "lower it or raise n_steps"]),
     ({"return_steps": 5, "n_steps": 4}, ["return_steps=5", "n_steps=4"]),
     # the critic's learning rate
-    *(
-        ({"value_learning_rate": value}, ["value_learning_rate", repr(value), "lin_1e-3"])
-        for value in ("fast", "lin_", "exp_1e-3", "lin_-1e-3", "", 0, -1e-3, float("nan"), "lin_inf", [1], True)
-    ),
+    *(({"value_learning_rate": value}, ["value_learning_rate", repr(value), "lin_1e-3"]) for value in ("fast", -1e-3, [1])),
     # the optimizer
     *(
         ({"use_rms_prop": value}, ["use_rms_prop", repr(value), "False (Adam)", "True (RMSprop)", '"tf"'])
@@ -165,19 +158,10 @@ def test_a_critic_with_its_own_rate_shares_no_features(observation: str) -> None
     make(env, policy, **OURS, value_learning_rate=1e-3, policy_kwargs={"share_features_extractor": False}).learn(12)
 
 
-def test_policies_and_storage_of_the_wrong_kind() -> None:
-    dictionaries = match_envs(2, observation="dict")
-    with pytest.raises(ValueError, match="MultiInputPolicy"):
-        make(dictionaries, **OURS)
-    with pytest.raises(ValueError, match="LstmPolicy"):
-        make(policy="LstmPolicy", **OURS)
-    with pytest.raises(ValueError, match=r"PolicyGradientBuffer cannot store .*PolicyGradientDictBuffer"):
-        make(dictionaries, "MultiInputPolicy", **OURS, rollout_buffer_class=PolicyGradientBuffer)
-    with pytest.raises(ValueError, match=r"gSDE\) can only be used with continuous actions"):
-        make(**OURS, use_sde=True)
-    for chosen in (None, DictRolloutBuffer):
-        model = make(dictionaries, "MultiInputPolicy", **OURS, rollout_buffer_class=chosen).learn(12)
-        assert type(model.rollout_buffer) is PolicyGradientDictBuffer
+@pytest.mark.parametrize("chosen", [None, DictRolloutBuffer])
+def test_sb3s_dictionary_buffer_is_replaced_by_ours(chosen: Any) -> None:
+    model = make(match_envs(2, observation="dict"), "MultiInputPolicy", **OURS, rollout_buffer_class=chosen).learn(12)
+    assert type(model.rollout_buffer) is PolicyGradientDictBuffer
 
 
 # ------------------------------------------------------------------------------------ nothing is accepted and ignored
@@ -210,7 +194,7 @@ CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "return_steps": [({}, {"return_steps": 5}), ({"return_steps": 1}, {"return_steps": 2})],
     "value_learning_rate": [({}, {"value_learning_rate": rate}) for rate in (1e-2, "lin_1e-2", lambda p: 1e-2 * p)],
 }  # fmt: skip
-# Tested by what they show instead, in tests/common/test_on_policy_algorithms.py.
+# Their effect is tested in tests/conformance.
 SHOWN = {"stats_window_size", "tensorboard_log", "verbose", "device", "_init_setup_model"}
 
 

@@ -5,18 +5,16 @@ import io
 import re
 from typing import Any
 
-import gymnasium as gym
 import numpy as np
 import pytest
 import torch as th
-from envs import OBSERVATION_SPACES, QuadraticEnv
 from gymnasium import spaces
 from model_checks import Options, ScaledBuffer, assert_matters, assert_names_all, match_envs, name_of
 from smoke_envs import ScriptedEnv
 from stable_baselines3.common.buffers import DictRolloutBuffer, RolloutBuffer
 
 from sb3_pg import VPG
-from sb3_pg.common.buffers import PolicyGradientBuffer, PolicyGradientDictBuffer
+from sb3_pg.common.buffers import PolicyGradientBuffer
 from sb3_pg.vpg import LinearPolicy
 from sb3_pg.vpg import validation as options
 
@@ -35,21 +33,20 @@ WRONG: list[tuple[Options, list[str]]] = [
     ({"advantage_estimator": "td"}, ["advantage_estimator", "'td'", *options.ADVANTAGE_ESTIMATORS]),
     ({"baseline": "critic"}, ["baseline", "'critic'", *options.BASELINES]),
     ({"advantage_estimator": None}, ["advantage_estimator", "None", *options.ADVANTAGE_ESTIMATORS]),
-    # ranges
-    *(({name: value}, [name, "[0, 1]"]) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, 2, float("nan"))),
+    # ranges; tests/common/test_validation.py has more values
+    *(({name: value}, [name, "[0, 1]"]) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, "0.9")),
     ({"gamma": None}, ["gamma", "[0, 1]"]),
-    ({"gamma": "0.9"}, ["gamma", "[0, 1]"]),
     *(
         ({name: value}, [name, "integer"])
         for name in ("n_steps", "n_episodes", "n_value_updates", "value_batch_size")
-        for value in (-1, 2.5, 4.0, "4", "many", True, float("nan"), float("inf"), [4])
+        for value in (-1, 2.5, "4")
     ),
     *(({name: 0}, [name, "at least 1"]) for name in ("n_steps", "n_episodes", "value_batch_size")),
     *(
         ({"advantage_estimator": "n_step", "return_steps": value}, ["return_steps", "integer of at least 1"])
-        for value in (0, -3, 1.5, "2", True, float("inf"))
+        for value in (0, 1.5)
     ),
-    *(({"max_grad_norm": value}, ["max_grad_norm", "positive", "None"]) for value in (0, -1.0, float("nan"), "1")),
+    *(({"max_grad_norm": value}, ["max_grad_norm", "positive", "None"]) for value in (0, "1")),
     # collection
     ({**EPISODES, "n_steps": 8}, ["n_steps=8", "n_episodes=4", "None"]),
     # total_return
@@ -106,23 +103,7 @@ WRONG: list[tuple[Options, list[str]]] = [
     ({"n_value_updates": 0, "critic_first": True}, ["critic_first=True", "n_value_updates > 0"]),
     ({"vf_coef": 0.5, "critic_first": True}, ["critic_first=True", "n_value_updates > 0"]),
     # the critic's learning rate
-    *(
-        ({"value_learning_rate": value}, ["value_learning_rate", repr(value), "lin_1e-3"])
-        for value in (
-            "fast",
-            "lin_",
-            "lin_x",
-            "exp_1e-3",
-            "lin_-1e-3",
-            "",
-            0,
-            -1e-3,
-            float("nan"),
-            float("inf"),
-            "lin_inf",
-            [1],
-        )
-    ),
+    *(({"value_learning_rate": value}, ["value_learning_rate", repr(value), "lin_1e-3"]) for value in ("fast", -1e-3, [1])),
     # storage
     ({"rollout_buffer_class": RolloutBuffer}, ["rollout_buffer_class=RolloutBuffer", "PolicyGradientBuffer", "None"]),
     ({"rollout_buffer_class": DictRolloutBuffer}, ["rollout_buffer_class=DictRolloutBuffer", "PolicyGradientBuffer", "None"]),
@@ -223,7 +204,7 @@ def test_shared_features_need_the_joint_loss(wrong: Options, observation: str) -
         VPG.load(file, **{"n_value_updates": 2, **wrong})
 
 
-@pytest.mark.parametrize("policy", ["MlpPolicy", "CnnPolicy", "LinearPolicy", LinearPolicy])
+@pytest.mark.parametrize("policy", ["CnnPolicy", "LinearPolicy", LinearPolicy])
 def test_dictionaries_need_their_policy(policy: Any) -> None:
     with pytest.raises(ValueError, match="MultiInputPolicy"):
         VPG(policy, match_envs(2, observation="dict"), n_steps=8)
@@ -233,15 +214,6 @@ def test_dictionaries_need_their_policy(policy: Any) -> None:
 def test_a_linear_policy_has_no_hidden_layer(net_arch: Any) -> None:
     with pytest.raises(ValueError, match=r"no hidden layer: net_arch=.* must be None or dict\(vf="):
         make(policy="LinearPolicy", policy_kwargs={"net_arch": net_arch})
-
-
-def test_unknown_policies_and_storage_of_the_wrong_kind() -> None:
-    with pytest.raises(ValueError, match="LstmPolicy"):
-        make(policy="LstmPolicy")
-    with pytest.raises(ValueError, match=r"PolicyGradientBuffer cannot store .*PolicyGradientDictBuffer"):
-        make(match_envs(2, observation="dict"), "MultiInputPolicy", rollout_buffer_class=PolicyGradientBuffer)
-    with pytest.raises(ValueError, match=r"gSDE\) can only be used with continuous actions"):
-        make(use_sde=True)
 
 
 @pytest.mark.parametrize(
@@ -331,7 +303,7 @@ CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "value_batch_size": [({}, {"value_batch_size": 3}), (EPISODES, {"value_batch_size": 3})],
     "critic_first": [({}, {"critic_first": True}), (EPISODES, {"critic_first": True})],
 }  # fmt: skip
-# Tested by what they show instead, in tests/common/test_on_policy_algorithms.py.
+# Their effect is tested in tests/conformance.
 SHOWN = {"stats_window_size", "tensorboard_log", "verbose", "device", "_init_setup_model"}
 
 
@@ -344,11 +316,3 @@ def test_every_option_has_its_test() -> None:
 )
 def test_no_option_is_ignored(base: Options, change: Options) -> None:
     assert_matters(base, change)
-
-
-def test_single_environments_are_fine() -> None:
-    env: gym.Env[Any, Any] = QuadraticEnv(dim=1)
-    assert isinstance(make(env, n_steps=4).learn(8).rollout_buffer, PolicyGradientBuffer)
-    model = make(match_envs(2, observation="dict"), "MultiInputPolicy", n_steps=4)
-    assert isinstance(model.learn(8).rollout_buffer, PolicyGradientDictBuffer)
-    assert model.observation_space == OBSERVATION_SPACES["dict"]
