@@ -1,4 +1,4 @@
-"""What all algorithms do better than SB3's base class. How files are written is tested with the zoo's checkpoints."""
+"""What all algorithms change in SB3's base class. How files are written is tested with the zoo's checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 
-def test_learning_takes_an_environment(make_model: Callable[..., Any], tmp_path: Path) -> None:
+def test_learning_without_an_environment_is_rejected(make_model: Callable[..., Any], tmp_path: Path) -> None:
     first = make_model()
     first.save(tmp_path / "model")
     model = type(first).load(tmp_path / "model", device="cpu")

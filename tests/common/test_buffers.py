@@ -1,4 +1,4 @@
-"""Storage: what goes in comes out, it grows and is reused, and only used steps count."""
+"""Rollout storage: contents, growth, reuse, and selection of the used steps."""
 
 from typing import Any
 
@@ -62,7 +62,7 @@ def column(*numbers: int) -> np.ndarray:
 
 @pytest.mark.parametrize("observation", [key for key in OBSERVATION_SPACES if not key.startswith("dict")])
 @pytest.mark.parametrize("action", ACTION_SPACES)
-def test_what_goes_in_comes_out(observation: str, action: str) -> None:
+def test_samples_are_the_added_steps(observation: str, action: str) -> None:
     buffer = make(OBSERVATION_SPACES[observation], ACTION_SPACES[action])
     rng = np.random.default_rng(1)
     flags = {name: rng.random((6, 2)) < 0.3 for name in ("episode_starts", "terminated", "truncated")}
@@ -82,7 +82,7 @@ def test_what_goes_in_comes_out(observation: str, action: str) -> None:
 
 
 @pytest.mark.parametrize("observation", ["dict", "dict_image"])
-def test_dictionaries_come_out_key_by_key(observation: str) -> None:
+def test_dictionaries_are_stored_key_by_key(observation: str) -> None:
     space = OBSERVATION_SPACES[observation]
     assert isinstance(space, spaces.Dict)
     buffer = make(space)
@@ -97,7 +97,7 @@ def test_dictionaries_come_out_key_by_key(observation: str) -> None:
         assert np.array_equal(tensor.numpy().reshape(stacked.shape), stacked)
 
 
-def test_actions_of_double_precision_are_handed_out_in_single() -> None:
+def test_actions_of_double_precision_are_returned_in_single_precision() -> None:
     buffer = make(action=spaces.Box(-1.0, 1.0, (2, 2), np.float64))
     given = fill(buffer, 3)
     buffer.finish(np.zeros(2, dtype=np.int64))
@@ -107,7 +107,7 @@ def test_actions_of_double_precision_are_handed_out_in_single() -> None:
 
 
 def test_continuous_actions_of_an_integer_type_are_not_rounded() -> None:
-    """A Gaussian policy samples real numbers whatever the type of the space; their log-probability is what counts."""
+    """A Gaussian policy samples real numbers, regardless of the dtype of the space."""
     buffer = make(action=spaces.Box(0, 10, (2,), np.int64))
     actions = np.array([[0.25, -1.5], [7.75, 12.125]], dtype=np.float32)
     step = fill(make(), 1)[0]
@@ -116,7 +116,7 @@ def test_continuous_actions_of_an_integer_type_are_not_rounded() -> None:
     assert np.array_equal(buffer.samples().actions.numpy(), actions)
 
 
-def test_what_was_added_does_not_change_with_the_callers_array() -> None:
+def test_added_arrays_are_copied() -> None:
     buffer = make()
     given = fill(buffer, 1)[0]
     before = buffer.rewards[0].copy(), buffer.observations[0].copy()
@@ -127,7 +127,7 @@ def test_what_was_added_does_not_change_with_the_callers_array() -> None:
 
 
 @pytest.mark.parametrize("observation", ["box", "dict"])
-def test_storage_grows_and_keeps_what_it_holds(observation: str) -> None:
+def test_storage_grows_and_keeps_its_contents(observation: str) -> None:
     buffer = make(OBSERVATION_SPACES[observation], capacity=2)
     given = fill(buffer, 11)
     buffer.finish(np.zeros(2, dtype=np.int64))
@@ -154,7 +154,7 @@ def test_storage_is_reused_by_the_next_rollout() -> None:
     assert np.array_equal(buffer.rewards, [step["rewards"] for step in given])
 
 
-def test_a_reset_forgets_final_observations() -> None:
+def test_a_reset_clears_final_observations() -> None:
     buffer = make()
     buffer.add_final_observation(1, VECTOR.sample())
     buffer.reset()
@@ -163,7 +163,7 @@ def test_a_reset_forgets_final_observations() -> None:
 
 
 @pytest.mark.parametrize("observation", OBSERVATION_SPACES)
-def test_final_observations_in_the_order_of_their_places(observation: str) -> None:
+def test_final_observations_are_in_the_order_of_their_indices(observation: str) -> None:
     space = OBSERVATION_SPACES[observation]
     buffer = make(space)
     finals = [space.sample() for _ in range(3)]
@@ -181,7 +181,7 @@ def test_final_observations_in_the_order_of_their_places(observation: str) -> No
     else:
         expected = np.stack(finals)
         assert np.array_equal(result.numpy().reshape(expected.shape), expected)
-        # What the policy sees for a batch of stored observations and for these must look alike.
+        # The policy must get both in the same format.
         buffer.finish(np.zeros(2, dtype=np.int64))
         stored = buffer.samples().observations
         assert isinstance(stored, th.Tensor)
@@ -189,7 +189,7 @@ def test_final_observations_in_the_order_of_their_places(observation: str) -> No
         assert stored.dtype == result.dtype
 
 
-def test_steps_of_episodes_are_counted_from_their_start_even_in_an_earlier_rollout() -> None:
+def test_episode_steps_are_counted_from_the_start_even_in_an_earlier_rollout() -> None:
     buffer = make(n_envs=3)
     starts = np.array([[0, 1, 0], [0, 0, 0], [1, 0, 0], [0, 1, 0], [1, 1, 0]], dtype=bool)
     fill(buffer, 5, episode_starts=starts)
@@ -197,7 +197,7 @@ def test_steps_of_episodes_are_counted_from_their_start_even_in_an_earlier_rollo
     assert buffer.episode_steps.tolist() == [[7, 0, 100], [8, 1, 101], [0, 2, 102], [1, 0, 103], [0, 0, 104]]
 
 
-def test_only_used_steps_are_selected_in_the_order_of_time() -> None:
+def test_only_used_steps_are_selected_in_chronological_order() -> None:
     buffer = make()
     used = np.array([[1, 1], [1, 0], [0, 0], [1, 0]], dtype=bool)
     given = fill(buffer, 4, used=used)
@@ -218,7 +218,7 @@ def test_selecting_everything_copies_nothing() -> None:
 
 
 def test_episodes_are_numbered_without_gaps_over_the_used_steps() -> None:
-    """The first environment has delivered its two episodes after three steps, the second after five."""
+    """The first environment completes its two episodes after three steps, the second after five."""
     buffer = make()
     terminated = np.array([[0, 0], [1, 0], [0, 1], [1, 0], [0, 0]], dtype=bool)
     truncated = np.array([[0, 0], [0, 0], [1, 0], [0, 0], [0, 1]], dtype=bool)

@@ -1,4 +1,4 @@
-"""Losses: numbers by hand, gradients, and exact values on a finite distribution."""
+"""Losses: values computed by hand, gradients, and exact values on a finite distribution."""
 
 import math
 

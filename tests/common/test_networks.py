@@ -1,4 +1,4 @@
-"""Which parameters act on what is found out for every kind of policy, and looking leaves no trace."""
+"""Parameter groups of every kind of policy; determining them has no side effects."""
 
 import copy
 from typing import Any
@@ -29,7 +29,7 @@ class SmallExtractor(BaseFeaturesExtractor):
         super().__init__(observation_space, features_dim=4)
         self.used = th.nn.Linear(observation_space.shape[0], 4)
         self.dropout, self.norm = th.nn.Dropout(0.5), th.nn.BatchNorm1d(4)
-        self.forgotten = th.nn.Linear(2, 2)
+        self.unused = th.nn.Linear(2, 2)
 
     def forward(self, observations: th.Tensor) -> th.Tensor:
         features: th.Tensor = self.norm(self.dropout(self.used(observations)))
@@ -43,7 +43,7 @@ def make(
 
 
 def names(policy: ActorCriticPolicy, groups: ParameterGroups) -> dict[str, set[str]]:
-    """The first two parts of the parameters' names, which tell the networks apart."""
+    """The first two parts of the parameter names, which identify the networks."""
     name_of = {
         id(p): ".".join(name.split(".")[:2]).removesuffix(".weight").removesuffix(".bias")
         for name, p in policy.named_parameters()
@@ -69,7 +69,7 @@ def test_the_standard_deviation_belongs_to_the_actor(use_sde: bool) -> None:
     assert groups["critic"] == {"mlp_extractor.value_net", "value_net"}
 
 
-def test_a_shared_extractor_is_found_and_counts_as_the_actors() -> None:
+def test_a_shared_extractor_is_detected_and_belongs_to_the_actor() -> None:
     policy = make(ActorCriticCnnPolicy, IMAGE, DISCRETE)
     groups = parameter_groups(policy)
     assert names(policy, groups)["critic"] == {"value_net"}
@@ -100,7 +100,7 @@ def test_a_linear_policy_has_one_layer_and_a_critic_with_two_more() -> None:
     assert [tuple(p.shape) for p in groups.critic if p.ndim == 2] == [(64, 3), (64, 64), (1, 64)]
 
 
-def test_every_trainable_parameter_is_in_one_of_two_groups_and_in_the_order_of_the_policy() -> None:
+def test_every_trainable_parameter_is_in_one_group_in_the_order_of_the_policy() -> None:
     policy = make(MlpPolicy, VECTOR, BOX, features_extractor_class=SmallExtractor)
     frozen = policy.mlp_extractor.policy_net[0].weight
     frozen.requires_grad_(False)
@@ -114,17 +114,17 @@ def test_every_trainable_parameter_is_in_one_of_two_groups_and_in_the_order_of_t
     assert actor | critic == set(order) - {id(frozen)}
 
 
-def test_a_parameter_that_is_not_used_at_all_counts_as_the_actors() -> None:
+def test_an_unused_parameter_belongs_to_the_actor() -> None:
     policy = make(MlpPolicy, VECTOR, DISCRETE, features_extractor_class=SmallExtractor)
     groups = parameter_groups(policy)
     for extractor in (policy.pi_features_extractor, policy.vf_features_extractor):
         assert isinstance(extractor, SmallExtractor)
-        assert {id(p) for p in extractor.forgotten.parameters()} < {id(p) for p in groups.actor}
+        assert {id(p) for p in extractor.unused.parameters()} < {id(p) for p in groups.actor}
 
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("use_sde", [True, False])
-def test_looking_leaves_no_trace(training: bool, use_sde: bool) -> None:
+def test_grouping_has_no_side_effects(training: bool, use_sde: bool) -> None:
     policy = make(MlpPolicy, VECTOR, BOX, use_sde=use_sde, features_extractor_class=SmallExtractor)
     policy.set_training_mode(training)
     state, random_state = copy.deepcopy(policy.state_dict()), th.get_rng_state()

@@ -1,4 +1,4 @@
-"""The collect loop: what is stored, what is counted, and what the callbacks see, against what the environments did."""
+"""Collection of rollouts: stored data, counters and callbacks, compared with the steps of the environments."""
 
 import copy
 import itertools
@@ -21,7 +21,7 @@ from sb3_pg.common.buffers import PolicyGradientBuffer
 
 
 def snapshot(buffer: PolicyGradientBuffer) -> dict[str, Any]:
-    """Copies of all that a complete rollout holds."""
+    """Copies of the contents of a complete rollout."""
     names = ("observations", "actions", "rewards", "episode_starts", "terminated", "truncated", "used", "episode_steps")
     return {
         **{name: copy.deepcopy(getattr(buffer, name)) for name in names},
@@ -54,11 +54,11 @@ def value_of(policy: ActorCriticPolicy, obs: Any) -> float:
 MODES: list[dict[str, Any]] = [{"n_steps": 7}, {"n_episodes": 4}]
 
 
-# ------------------------------------------------------------------------------------------------------- what is stored
+# -------------------------------------------------------------------------------------------------------- stored data
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_the_buffer_holds_what_happened(mode: dict[str, Any]) -> None:
+def test_the_buffer_stores_every_step(mode: dict[str, Any]) -> None:
     _, rollouts = collect(scripted_vec_env(), **mode)
     for rollout in rollouts:
         stored = rollout.at_end
@@ -70,8 +70,8 @@ def test_the_buffer_holds_what_happened(mode: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_rewards_are_the_environments_own_at_every_step(mode: dict[str, Any]) -> None:
-    """Recomputed from the observations, which tell environment, episode and step; truncated ones are among them."""
+def test_rewards_are_stored_unmodified(mode: dict[str, Any]) -> None:
+    """Recomputed from the observations, which encode environment, episode and step; some steps are truncated."""
     _, rollouts = collect(scripted_vec_env(), **mode)
     assert any(rollout.at_end["truncated"].any() for rollout in rollouts)
     for rollout in rollouts:
@@ -82,7 +82,7 @@ def test_rewards_are_the_environments_own_at_every_step(mode: dict[str, Any]) ->
             assert stored["rewards"][t, i] == pytest.approx(expected, abs=1e-6)
 
 
-def test_termination_wins_where_the_time_limit_strikes_at_the_same_step() -> None:
+def test_termination_takes_precedence_over_a_time_limit_at_the_same_step() -> None:
     _, rollouts = collect(scripted_vec_env([[(2, "both")], [(2, "truncated")], [(2, "terminated")]]), 1, n_steps=6)
     stored = rollouts[0].at_end
     last = np.array([False, True] * 3)
@@ -143,8 +143,8 @@ def test_observations_of_every_kind_are_stored_and_evaluated(observation: str, m
 
 @pytest.mark.parametrize("chunk", [4096, 5, 1])
 @pytest.mark.parametrize("mode", MODES, ids=str)
-def test_values_are_those_of_each_observation_alone(mode: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of the final observation where an episode was cut, of the next one elsewhere, of the last one where a rollout ends."""
+def test_values_do_not_depend_on_the_batch(mode: dict[str, Any], chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next value is that of the final observation after a truncation, otherwise that of the next observation."""
     monkeypatch.setattr(on_policy, "VALUE_BATCH_SIZE", chunk)
     model, rollouts = collect(scripted_vec_env(), **mode)
     seen = {"truncated": 0, "next": 0, "end": 0}
@@ -159,7 +159,7 @@ def test_values_are_those_of_each_observation_alone(mode: dict[str, Any], chunk:
             seen["truncated" if step.truncated else "end" if t == len(stored["used"]) - 1 else "next"] += 1
     assert seen["truncated"] > 2
     assert seen["next"] > 10
-    assert (seen["end"] > 0) == ("n_steps" in mode)  # whole episodes end with themselves
+    assert (seen["end"] > 0) == ("n_steps" in mode)  # whole episodes are not cut
 
 
 def test_values_and_actions_are_computed_in_evaluation_mode() -> None:
@@ -178,10 +178,10 @@ def test_values_and_actions_are_computed_in_evaluation_mode() -> None:
     assert model.rollout_buffer.values[3, 1] == pytest.approx(again, abs=1e-5)
 
 
-def test_final_observations_are_normalised_as_all_others() -> None:
+def test_final_observations_are_normalised() -> None:
     env = VecNormalize(scripted_vec_env([[(3, "truncated")], [(2, "truncated")]]), norm_reward=False)
     VPG("MlpPolicy", env, seed=0, n_steps=50).learn(1)
-    env.training = False  # statistics of the fifty steps, for good
+    env.training = False  # keep the statistics of the fifty steps
     model, rollouts = collect(env, 1, n_steps=6)
     cuts = [(t, i) for i, length in ((0, 3), (1, 2)) for t in range(length - 1, 6, length)]
     for t, i in cuts:
@@ -195,7 +195,7 @@ def test_final_observations_are_normalised_as_all_others() -> None:
 # --------------------------------------------------------------------------------------------------- steps of episodes
 
 
-def test_steps_of_episodes_are_counted_across_rollouts() -> None:
+def test_episode_steps_are_counted_across_rollouts() -> None:
     scripts: list[Script] = [[(25, "terminated")], [(4, "truncated"), (9, "terminated")], [(10, "both")]]
     _, rollouts = collect(scripted_vec_env(scripts), 8, n_steps=7)
     counted = np.concatenate([rollout.at_end["episode_steps"] for rollout in rollouts])
@@ -203,8 +203,8 @@ def test_steps_of_episodes_are_counted_across_rollouts() -> None:
     assert counted.max() == 24
 
 
-def test_steps_of_episodes_start_again_after_a_reset() -> None:
-    """A new call of learn() with a reset, a new environment, and a training that was stopped within an episode."""
+def test_episode_steps_restart_after_a_reset() -> None:
+    """After learn() with a reset, with new environments, and after a callback stopped within an episode."""
     scripts: list[Script] = [[(100, "terminated")], [(100, "terminated")]]
     model, _ = collect(scripted_vec_env(scripts), 1, n_steps=7)
 
@@ -221,7 +221,7 @@ def test_steps_of_episodes_start_again_after_a_reset() -> None:
     assert next_steps(reset_num_timesteps=False) == list(range(7))
 
 
-def test_steps_of_episodes_survive_saving_when_the_environments_go_on(tmp_path: Any) -> None:
+def test_episode_steps_survive_saving_if_the_environments_are_not_reset(tmp_path: Any) -> None:
     env = scripted_vec_env([[(100, "terminated")], [(100, "terminated")]])
     model, _ = collect(env, 1, n_steps=7)
     model.save(tmp_path / "model")
@@ -234,7 +234,7 @@ def test_steps_of_episodes_survive_saving_when_the_environments_go_on(tmp_path: 
 
 
 @pytest.mark.parametrize("quota", [1, 2, 3])
-def test_each_environment_delivers_its_quota_and_no_more(quota: int) -> None:
+def test_each_environment_contributes_exactly_its_quota(quota: int) -> None:
     model, rollouts = collect(scripted_vec_env(), 4, n_episodes=2 * quota)
     vectorised = 0
     for rollout in rollouts:
@@ -243,7 +243,7 @@ def test_each_environment_delivers_its_quota_and_no_more(quota: int) -> None:
         for i, steps in enumerate(rollout.steps):
             ends = np.flatnonzero([step.done for step in steps])
             assert used[:, i].tolist() == [t <= ends[quota - 1] for t in range(len(steps))]
-        # It ends when the slowest environment is through.
+        # The rollout ends when the slowest environment has completed its quota.
         assert used[-1].any()
         assert (stored["terminated"] | stored["truncated"])[used].sum() == 2 * quota
         vectorised += len(used)
@@ -261,7 +261,7 @@ def test_only_used_episodes_enter_the_statistics() -> None:
     assert len(rollouts[0].steps[0]) == 20
 
 
-def test_fixed_rollouts_use_every_step_and_go_on_where_the_last_one_ended() -> None:
+def test_fixed_rollouts_use_every_step_and_continue_the_last_one() -> None:
     model, rollouts = collect(scripted_vec_env(), 3, n_steps=5)
     assert all(rollout.at_end["used"].all() for rollout in rollouts)
     assert model.num_timesteps == 3 * 5 * 2
@@ -311,7 +311,7 @@ class Watching(BaseCallback):
 
 @pytest.mark.parametrize("mode", MODES, ids=str)
 @pytest.mark.parametrize("stop_after", [1, 6, 20])
-def test_a_callback_stops_the_training_at_once_and_it_can_go_on(mode: dict[str, Any], stop_after: int) -> None:
+def test_a_callback_stops_training_at_once_and_training_can_continue(mode: dict[str, Any], stop_after: int) -> None:
     model = VPG("MlpPolicy", scripted_vec_env(), seed=0, **mode)
     model.learn(1000, callback=Watching(stop_after))
     assert model.num_timesteps == 2 * stop_after
@@ -330,7 +330,7 @@ def test_a_callback_stops_the_training_at_once_and_it_can_go_on(mode: dict[str, 
 
 
 @pytest.mark.parametrize(("frequency", "expected"), [(-1, 1), (3, 3), (7, 1), (1, 7)])
-def test_exploration_noise_is_renewed_as_often_as_asked(frequency: int, expected: int) -> None:
+def test_exploration_noise_is_resampled_at_the_given_frequency(frequency: int, expected: int) -> None:
     """The number of different noise matrices within each rollout of seven steps."""
     seen: list[list[bytes]] = []
 

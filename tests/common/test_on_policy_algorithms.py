@@ -1,4 +1,4 @@
-"""What VPG and NStepA2C have in common, besides what ``tests/conformance`` says of all algorithms."""
+"""Behaviour shared by VPG and NStepA2C, beyond what ``tests/conformance`` tests for all algorithms."""
 
 import copy
 from pathlib import Path
@@ -29,7 +29,7 @@ from sb3_pg import VPG, NStepA2C
 from sb3_pg.common.buffers import PolicyGradientBuffer
 
 EPISODES: Options = {"n_episodes": 6}
-# Each way to collect a batch, in each algorithm.
+# Each collection mode of each algorithm.
 MODES: list[Options] = [{"n_steps": 6}, EPISODES, A2C]
 TWO_OPTIMIZERS: Options = {**A2C, "value_learning_rate": 1e-2}
 CRITICS: dict[str, Options] = {
@@ -57,9 +57,6 @@ LOGGED_NETWORK: Options = {"policy_kwargs": {"log_std_init": -0.5}}
 EACH_ALGORITHM = pytest.mark.parametrize("base", [{}, A2C], ids=["VPG", "NStepA2C"])
 
 
-# --------------------------------------------------------------------------------------------------------- it runs with
-
-
 @pytest.mark.parametrize("options", ONE_OPTIMIZER, ids=name_of)
 def test_a_shared_feature_extractor_with_the_joint_loss(options: Options) -> None:
     kwargs = {"share_features_extractor": True}
@@ -72,7 +69,7 @@ def test_a_shared_feature_extractor_with_the_joint_loss(options: Options) -> Non
 
 
 @EACH_ALGORITHM
-def test_a_rollout_in_progress_does_not_haunt_a_loaded_model(base: Options) -> None:
+def test_a_loaded_model_does_not_count_steps_of_the_saved_rollout(base: Options) -> None:
     model = make(scripted_vec_env([[(50, "terminated")]] * 2), n_steps=7, **base).learn(14)
     loaded = reloaded(model, env=scripted_vec_env([[(50, "terminated")]] * 3))
     loaded.learn(21, reset_num_timesteps=False)
@@ -89,7 +86,7 @@ def test_a_rollout_in_progress_does_not_haunt_a_loaded_model(base: Options) -> N
     ],
 )
 @EACH_ALGORITHM
-def test_schedules_survive(learning_rate: Any, value_learning_rate: Any, base: Options) -> None:
+def test_schedules_survive_saving(learning_rate: Any, value_learning_rate: Any, base: Options) -> None:
     model = make(learning_rate=learning_rate, value_learning_rate=value_learning_rate, **base).learn(36)
     loaded = reloaded(model, env=match_envs())
     for progress in (1.0, 0.3):
@@ -136,8 +133,8 @@ def test_logged_keys_depend_on_the_critic(options: Options, expected: set[str]) 
 
 
 @pytest.mark.parametrize("options", [{}, *ONE_OPTIMIZER], ids=name_of)
-def test_what_is_logged_is_true(options: Options) -> None:
-    """Of one update, from the rollout and the parameters before it."""
+def test_logged_values_are_correct(options: Options) -> None:
+    """Values of one update, recomputed from the rollout and the parameters before it."""
     joint = options in ONE_OPTIMIZER
     model = make(match_envs(action="box"), n_steps=8, ent_coef=0.1, max_grad_norm=None, **{**LOGGED_NETWORK, **options})
     before = copy.deepcopy(model.policy.state_dict())
@@ -177,14 +174,14 @@ def test_what_is_logged_is_true(options: Options) -> None:
 
 
 @EACH_ALGORITHM
-def test_the_gradient_norm_is_that_before_clipping(base: Options) -> None:
+def test_the_gradient_norm_is_logged_before_clipping(base: Options) -> None:
     free, clipped = (logged(make(max_grad_norm=maximum, **base), 18)[-1]["train/grad_norm"] for maximum in (None, 1e-6))
     assert clipped == free > 1e-4
 
 
 @EACH_ALGORITHM
 def test_statistics_of_episodes(base: Options) -> None:
-    """Two environments, all episodes within the first 12 steps of each: lengths by script, successes every other one."""
+    """All episodes in the first 12 steps of two environments: lengths by script, every other one a success."""
     dumps = logged(make(scripted_vec_env([[(3, "terminated")], [(4, "truncated")]]), n_steps=12, **base), 24)
     assert dumps[0]["rollout/ep_len_mean"] == pytest.approx((4 * 3 + 3 * 4) / 7)
     assert dumps[0]["rollout/success_rate"] == pytest.approx((2 + 2) / 7)
@@ -196,7 +193,7 @@ def test_statistics_of_episodes(base: Options) -> None:
 
 
 class Rates(BaseCallback):
-    """Writes down the rates with which the optimizers made their last step."""
+    """Records the learning rates of the last optimizer steps."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -205,7 +202,7 @@ class Rates(BaseCallback):
     def _on_step(self) -> bool:
         return True
 
-    def note(self) -> None:
+    def record(self) -> None:
         assert isinstance(self.model, (VPG, NStepA2C))
         assert self.model.value_optimizer is not None
         optimizers = (self.model.policy.optimizer, self.model.value_optimizer)
@@ -213,10 +210,10 @@ class Rates(BaseCallback):
 
     def _on_rollout_start(self) -> None:
         if self.model._n_updates:
-            self.note()
+            self.record()
 
     def _on_training_end(self) -> None:
-        self.note()
+        self.record()
 
 
 @pytest.mark.parametrize("critic", [CRITICS[name] for name in ("joint", "separate", "first", "a2c")], ids=name_of)
@@ -239,21 +236,21 @@ def test_actor_and_critic_learn_at_their_own_rates(
     )
     model.learn(72, callback=rates)
     assert np.allclose(rates.seen, expected)
-    # Dumped before each update: the first has nothing to tell of one.
-    told = [(dump["train/learning_rate"], dump["train/value_learning_rate"]) for dump in logged(model, 72)[1:]]
-    assert np.allclose(told, expected)
+    # Dumped before each update: the first dump has no learning rates.
+    dumped = [(dump["train/learning_rate"], dump["train/value_learning_rate"]) for dump in logged(model, 72)[1:]]
+    assert np.allclose(dumped, expected)
 
 
 # ---------------------------------------------------------------------------------------------------- modes of training
 
 
-# The optimal baseline takes one more pass for each episode.
+# The optimal baseline takes an additional forward pass per episode.
 SINGLE_PASS = [options for options in VARIANTS if options.get("baseline") != "optimal"]
 
 
 @pytest.mark.parametrize("options", [*SINGLE_PASS, *CRITICS.values()], ids=name_of)
-def test_batch_normalisation_learns_from_updates_alone(options: Options) -> None:
-    """Once for each step of an optimizer: the policy's statistics with the policy's steps, the critic's with the critic's."""
+def test_batch_normalisation_is_updated_once_per_optimizer_step(options: Options) -> None:
+    """Statistics of the policy with the policy's steps, those of the critic with the critic's."""
     kwargs = {"features_extractor_class": Extractor, "share_features_extractor": False}
     model = make(policy_kwargs=kwargs, **options)
     counts: list[tuple[int, int]] = []
@@ -269,14 +266,14 @@ def test_batch_normalisation_learns_from_updates_alone(options: Options) -> None
     assert counts == [(0, 0), (0, 0), (1, critic), (1, critic)]
 
 
-# ------------------------------------------------------------------------------------------------------ what goes wrong
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
-class Spoilt(QuadraticEnv):
+class NonFiniteReward(QuadraticEnv):
     """
-    A reward that is no number after some steps.
+    The reward is not finite after some steps.
 
-    :param reward: what is paid then
+    :param reward: reward from then on
     :param after: number of steps before
     """
 
@@ -290,7 +287,7 @@ class Spoilt(QuadraticEnv):
         return obs, self.reward if self.left < 0 else reward, terminated, truncated, info
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says inf - inf
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # inf - inf
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e39])
 @pytest.mark.parametrize(
     "options",
@@ -306,9 +303,9 @@ class Spoilt(QuadraticEnv):
     ],
     ids=name_of,
 )
-def test_numbers_that_are_not_finite_stop_the_training_before_they_do_harm(options: Options, reward: float) -> None:
-    """A ValueError, since that is what a tuning study survives."""
-    model = make(Monitor(Spoilt(reward, after=12)), **options)
+def test_non_finite_rewards_stop_training_before_the_parameters_change(options: Options, reward: float) -> None:
+    """With a ValueError, which a tuning study handles."""
+    model = make(Monitor(NonFiniteReward(reward, after=12)), **options)
     recorder = Recorder(at_end=lambda m: copy.deepcopy(m.policy.state_dict()))
     with pytest.raises(ValueError, match=r"(policy gradient|value loss) is not finite .*rewards"):
         model.learn(100, callback=recorder)
@@ -316,8 +313,8 @@ def test_numbers_that_are_not_finite_stop_the_training_before_they_do_harm(optio
     assert differences(recorder.rollouts[-1].at_end, dict(model.policy.state_dict())) == []
 
 
-class SpoiltObservations(MatchEnv):
-    """Observations become NaN, as those of a simulator that has lost its way."""
+class NonFiniteObservations(MatchEnv):
+    """Observations become NaN, as in a diverging simulation."""
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         obs, *rest = super().step(action)
@@ -326,9 +323,9 @@ class SpoiltObservations(MatchEnv):
 
 @pytest.mark.parametrize("action", ACTION_SPACES)
 @EACH_ALGORITHM
-def test_observations_that_are_not_finite_stop_the_training_too(action: str, base: Options) -> None:
+def test_non_finite_observations_stop_training(action: str, base: Options) -> None:
     with pytest.raises(ValueError, match=r"nan|not finite"):
-        make(SpoiltObservations(action=action), **base).learn(50)
+        make(NonFiniteObservations(action=action), **base).learn(50)
 
 
 @EACH_ALGORITHM

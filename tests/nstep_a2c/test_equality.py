@@ -1,4 +1,4 @@
-"""NStepA2C is SB3's A2C where both can do the same: signature, updates, saved files."""
+"""NStepA2C equals SB3's A2C in all that both support: signature, updates, saved files."""
 
 import copy
 import inspect
@@ -23,7 +23,7 @@ from sb3_pg import NStepA2C
 from sb3_pg.common.buffers import PolicyGradientBuffer
 
 N_ROLLOUTS, N_STEPS = 50, 5
-# Three environments that end in every way there is, at different steps, often several times within a rollout.
+# Three environments whose episodes end in every possible way, at different steps, often several within a rollout.
 THREE_SCRIPTS: list[Script] = [*SCRIPTS, [(7, "truncated"), (1, "terminated"), (1, "truncated")]]
 VECTOR = spaces.Box(0.0, 2.0, (3,), np.float32)
 DICTIONARY = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(5)})
@@ -31,7 +31,7 @@ DICTIONARY = spaces.Dict({"vector": VECTOR, "kind": spaces.Discrete(5)})
 
 class Tape(VecEnvWrapper):
     """
-    Write down what the environments answer, to answer the same once more whatever the actions.
+    Records the answers of the environments, to replay them regardless of the actions.
 
     :param venv: environments
     """
@@ -52,9 +52,9 @@ class Tape(VecEnvWrapper):
 
 class Replay(VecEnvWrapper):
     """
-    Play a tape.
+    Replays a tape.
 
-    :param tape: what was recorded
+    :param tape: recorded answers
     """
 
     def __init__(self, tape: Tape) -> None:
@@ -73,7 +73,7 @@ class Replay(VecEnvWrapper):
 
 class Extractor(BaseFeaturesExtractor):
     """
-    A layer with parameters, so that sharing it or not makes a difference.
+    A layer with parameters, so that sharing it makes a difference.
 
     :param observation_space: vector
     """
@@ -105,7 +105,7 @@ def arguments(dictionary: bool = False, **options: Any) -> Options:
 
 
 def theirs_and_tape(env: VecEnv, **options: Any) -> tuple[A2C, Tape, list[np.ndarray]]:
-    """SB3's A2C, trained, what its environments answered and what its policy sampled."""
+    """Trained A2C of SB3, the recorded answers of its environments and the sampled actions."""
     tape, actions = Tape(env), []
     model = A2C(env=tape, **options)
     distribution = model.policy.action_dist
@@ -115,7 +115,7 @@ def theirs_and_tape(env: VecEnv, **options: Any) -> tuple[A2C, Tape, list[np.nda
         actions.append(sample(deterministic).numpy())
         return th.as_tensor(actions[-1].copy())
 
-    distribution.get_actions = recorded  # type: ignore[method-assign]  # taking notes
+    distribution.get_actions = recorded  # type: ignore[method-assign]  # recorded
     model.learn(N_ROLLOUTS * N_STEPS * env.num_envs)
     return model, tape, [action.reshape(-1, *(env.action_space.shape or ())) for action in actions]
 
@@ -125,7 +125,7 @@ def flat(state: dict[str, th.Tensor]) -> th.Tensor:
 
 
 def assert_close(ours: NStepA2C, theirs: A2C, start: dict[str, th.Tensor], atol: float) -> None:
-    """Every tensor has moved, and to the same place."""
+    """Every tensor has changed, to the same values."""
     got, expected = ours.policy.state_dict(), theirs.policy.state_dict()
     assert got.keys() == expected.keys() == start.keys()
     for name, tensor in expected.items():
@@ -157,7 +157,7 @@ CASES: list[Options] = [
 
 @pytest.mark.parametrize("case", CASES, ids=name_of)
 def test_the_same_rollouts_lead_to_the_same_parameters(case: Options) -> None:
-    """Fifty rollouts that SB3's A2C collected, with terminations and truncations, played to both."""
+    """Both get the fifty rollouts that SB3's A2C collected, with terminations and truncations."""
     case = copy.copy(case)
     env = envs(case.pop("action", None), case.get("dictionary", False))
     options = {"use_rms_prop": True, **arguments(**case)}
@@ -170,9 +170,9 @@ def test_the_same_rollouts_lead_to_the_same_parameters(case: Options) -> None:
     ours = NStepA2C(env=Replay(tape), **options)
     start = copy.deepcopy(ours.policy.state_dict())
     recorded = iter(actions)
-    # Their actions, on the fast path where there is one.
+    # Replay A2C's actions, on the fast path if there is one.
     steps: Any = ours._fast_path() or ours
-    steps.sample_actions = lambda obs: (next(recorded), None)  # noqa: ARG005 # the name it has
+    steps.sample_actions = lambda obs: (next(recorded), None)  # noqa: ARG005 # name of the original
     ours.learn(N_ROLLOUTS * N_STEPS * env.num_envs)
     assert ours._n_updates == theirs._n_updates == N_ROLLOUTS
     assert next(recorded, None) is None
@@ -180,13 +180,10 @@ def test_the_same_rollouts_lead_to_the_same_parameters(case: Options) -> None:
 
 
 @pytest.mark.parametrize(
-    ("action", "dictionary"), [(BOX, False), (BOX, True), (None, True), (spaces.MultiBinary(2), False)], ids=str
+    ("action", "dictionary"), [(None, False), (BOX, False), (BOX, True), (None, True), (spaces.MultiBinary(2), False)], ids=str
 )
-def test_training_by_oneself_takes_the_same_path(action: Any, dictionary: bool) -> None:
-    """
-    The same seed, the same initial network, the same actions: here for a while, until a rounding error turns one of them.
-    A categorical policy of vectors draws from another function of the same random numbers.
-    """
+def test_independent_runs_agree(action: Any, dictionary: bool) -> None:
+    """Same seed, same initial network, same actions, until a rounding error flips one of them."""
     models, starts = [], []
     for algorithm in (A2C, NStepA2C):
         model = algorithm(env=Tape(envs(action, dictionary)), **arguments(dictionary, use_rms_prop=True))
@@ -217,7 +214,7 @@ def test_every_argument_of_sb3_keeps_its_name_place_and_default() -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        ({}, (th.optim.Adam, {"eps": 1e-5})),  # SB3's policies ask for that epsilon
+        ({}, (th.optim.Adam, {"eps": 1e-5})),  # epsilon of SB3's policies
         ({"use_rms_prop": True}, (th.optim.RMSprop, {"alpha": 0.99, "eps": 1e-5, "weight_decay": 0})),
         ({"use_rms_prop": True, "rms_prop_eps": 1e-3}, (th.optim.RMSprop, {"eps": 1e-3})),
         ({"use_rms_prop": "tf"}, (RMSpropTFLike, {"alpha": 0.99, "eps": 1e-5, "weight_decay": 0})),
@@ -234,11 +231,11 @@ def test_optimizers(options: Options, expected: tuple[Any, Options], rate: float
         if optimizer is not None:
             assert type(optimizer) is expected[0]
             assert {name: optimizer.param_groups[0][name] for name in expected[1]} == expected[1]
-    assert options.get("policy_kwargs") == given  # a dictionary that the caller may use again
+    assert options.get("policy_kwargs") == given  # the caller's dictionary is not modified
 
 
-def test_the_optimizer_of_tensorflow_takes_smaller_first_steps() -> None:
-    """Its mean square starts at 1, so the first step is learning_rate * gradient / sqrt(0.99) and not its sign times ten."""
+def test_tensorflows_rmsprop_takes_smaller_first_steps() -> None:
+    """Its mean square starts at 1, so the first step is learning_rate * gradient / sqrt(0.99), not ten times its sign."""
     moved: dict[Any, float] = {}
     for flavour in ("tf", True):
         model = NStepA2C(env=envs(), **arguments(use_rms_prop=flavour, learning_rate=1e-3, max_grad_norm=1e-2))
@@ -249,15 +246,15 @@ def test_the_optimizer_of_tensorflow_takes_smaller_first_steps() -> None:
     assert moved[True] > 100 * moved["tf"]
 
 
-# --------------------------------------------------------------------------------------------------- buffers of others
+# ------------------------------------------------------------------------------------------------------ custom buffers
 
 
 class Halved(RolloutBuffer):
     """
-    Somebody's own advantages.
+    Scaled advantages.
 
     :param args: as in the base class
-    :param factor: what they are multiplied by
+    :param factor: factor of the advantages
     :param kwargs: as in the base class
     """
 
@@ -272,8 +269,8 @@ class Halved(RolloutBuffer):
 
 @pytest.mark.parametrize("kwargs", [None, {"factor": 0.1}], ids=str)
 @pytest.mark.parametrize("action", [None, BOX], ids=str)
-def test_a_buffer_of_ones_own_is_used_as_sb3_does(action: Any, kwargs: Options | None) -> None:
-    """To the last bit, since it is SB3's code that runs."""
+def test_a_custom_buffer_is_used_as_in_a2c(action: Any, kwargs: Options | None) -> None:
+    """Bitwise, since SB3's code runs."""
     options = arguments(use_rms_prop=True, rollout_buffer_class=Halved, rollout_buffer_kwargs=kwargs, gae_lambda=0.9)
     theirs, ours = (algorithm(env=envs(action), **options).learn(300) for algorithm in (A2C, NStepA2C))
     assert isinstance(ours.rollout_buffer, Halved)
@@ -293,18 +290,18 @@ def test_sb3s_own_buffer_is_replaced_by_ours() -> None:
         assert differences(one, other) == []
 
 
-# --------------------------------------------------------------------------------------------------- files of each other
+# ----------------------------------------------------------------------------------------------------------- saved files
 
 
 @pytest.mark.parametrize("use_rms_prop", [True, False])
 @pytest.mark.parametrize("dictionary", [False, True])
 @pytest.mark.parametrize(("writer", "reader"), [(A2C, NStepA2C), (NStepA2C, A2C)])
-def test_each_loads_the_files_of_the_other_and_goes_on(writer: Any, reader: Any, dictionary: bool, use_rms_prop: bool) -> None:
+def test_each_class_continues_models_of_the_other(writer: Any, reader: Any, dictionary: bool, use_rms_prop: bool) -> None:
     options = arguments(dictionary, use_rms_prop=use_rms_prop, ent_coef=0.01)
     saved = writer(env=envs(BOX, dictionary), **options).learn(120)
     same, other = (reloaded(saved, as_, env=envs(BOX, dictionary)) for as_ in (writer, reader))
     assert type(other) is reader
-    # One kernel for all parameters, or not: the same arithmetic.
+    # Fused or not, the arithmetic is the same.
     assert {path.rpartition("/")[2] for path in differences(state_of(saved), state_of(other))} <= {"fused"}
     for model in (same, other):
         model.set_random_seed(7)
@@ -315,7 +312,7 @@ def test_each_loads_the_files_of_the_other_and_goes_on(writer: Any, reader: Any,
     assert isinstance(other.rollout_buffer, PolicyGradientBuffer) == (reader is NStepA2C)
 
 
-def test_networks_of_sb3_can_be_taken_over_by_a_model_with_a_critic_of_its_own() -> None:
+def test_networks_of_a2c_can_be_loaded_into_a_model_with_two_optimizers() -> None:
     theirs = A2C(env=envs(), **arguments()).learn(60)
     ours = NStepA2C(env=envs(), **arguments(seed=5, value_learning_rate=1e-3))
     networks: Any = {"policy": theirs.get_parameters()["policy"]}

@@ -1,7 +1,7 @@
 """
-NStepA2C learns what it must learn where the answer is known, with every horizon, within seconds and with any seed.
+NStepA2C solves tasks with a known solution, with every horizon, within seconds and with any seed.
 
-One reward at a time, what is learned at one end takes long to the other: that horizon gets more steps.
+One-step returns propagate values slowly, so that horizon gets more steps.
 """
 
 from statistics import median
@@ -40,8 +40,8 @@ def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
 @pytest.mark.parametrize("options", VARIANTS, ids=name_of)
 def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None:
     """
-    Leaving pays nothing, the third step on pays 1: worth 0.81 at the start. The rate falls to zero: targets that come from the
-    critic itself move with it, and at a constant rate Adam makes them swing.
+    Leaving pays nothing, moving on from the third state pays 1: a value of 0.81 at the start. The learning rate decays to
+    zero: bootstrapped targets move with the critic, and oscillate with Adam at a constant rate.
     """
     env = TabularVecEnv(chain(3, leave_reward=0.0), 16)
     n_steps = 16_000 if options.get("return_steps") == 1 else 8000
@@ -53,8 +53,8 @@ def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("critic", [{}, {"value_learning_rate": 1.0}], ids=name_of)
 @pytest.mark.parametrize("horizon", HORIZONS, ids=name_of)
-def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(horizon: Options, critic: Options, seed: int) -> None:
-    """Reward 1 for ever is worth 1 / (1 - gamma) = 10, however often a limit of 6 steps cuts it."""
+def test_a_time_limit_does_not_reduce_the_value_of_an_endless_task(horizon: Options, critic: Options, seed: int) -> None:
+    """A reward of 1 at every step is worth 1 / (1 - gamma) = 10, even if a limit of 6 steps cuts the episodes."""
     env = TabularVecEnv(endless(6), 16)
     rate = 0.01 if critic else 1.0  # the critic's step halves the error of a state
     n_steps = 16_000 if horizon.get("return_steps") == 1 else 6000
@@ -68,8 +68,8 @@ def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(horizon: Options, c
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", [{}, {"value_learning_rate": 0.1}, {"return_steps": 1}], ids=name_of)
-def test_continuous_actions_hit_their_target(options: Options, seed: int) -> None:
-    """The best action is half the observation; a step aside costs its square. The initial policy, always 0, loses 0.25."""
+def test_continuous_actions_reach_their_target(options: Options, seed: int) -> None:
+    """The best action is half the observation, and the reward the negative squared error: -0.25 for the initial mean of 0."""
     env = DummyVecEnv([lambda: Monitor(QuadraticEnv(dim=1))] * 8)
     network = {"net_arch": {"pi": [], "vf": []}, "log_std_init": -1.0}
     model = NStepA2C("MlpPolicy", env, learning_rate=0.02, seed=seed, policy_kwargs=network, **options).learn(8000)
@@ -81,7 +81,7 @@ def test_continuous_actions_hit_their_target(options: Options, seed: int) -> Non
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [{"gae_lambda": 0.95}, {"return_steps": 16}], ids=name_of)
 def test_cartpole(options: Options) -> None:
-    """A random policy gets about 20, the best one 500."""
+    """A random policy scores about 20, the best one 500."""
     rewards = []
     for seed in range(3):
         env = make_vec_env("CartPole-v1", n_envs=8, seed=seed)

@@ -1,5 +1,5 @@
 """
-What is special about NStepA2C among the on-policy algorithms: one joint step with two rates, and buffers of others.
+Behaviour specific to NStepA2C: one joint step with two learning rates, and buffers of other classes.
 
 The rest is in ``tests/conformance`` and ``tests/common/test_on_policy_algorithms.py``.
 """
@@ -24,7 +24,7 @@ RATE, VALUE_RATE, ENT_COEF, VF_COEF = 3.0, 0.2, 0.1, 0.7
 @pytest.mark.parametrize("max_norm", [None, 0.5])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_one_step_of_two_optimizers(horizon: Options, max_norm: float | None, normalize: bool) -> None:
-    """Plain descent on the summed loss: each network at its own rate, the gradients of both clipped together."""
+    """SGD on the joint loss: each network with its own learning rate, gradients clipped jointly."""
     network = {"optimizer_class": th.optim.SGD, "net_arch": {"pi": [8], "vf": [8]}}
     options: Options = {"learning_rate": RATE, "value_learning_rate": VALUE_RATE, "ent_coef": ENT_COEF, "vf_coef": VF_COEF}
     options |= {"max_grad_norm": max_norm, "normalize_advantage": normalize, "policy_kwargs": network, **horizon}
@@ -57,12 +57,12 @@ class Foreign(RolloutBuffer):
 
 
 class ForeignDict(DictRolloutBuffer):
-    """The same for dictionaries."""
+    """A buffer for dictionaries that only SB3's A2C can fill."""
 
 
 @pytest.mark.parametrize("observation", ["box", "dict", "image"])
 @pytest.mark.parametrize("action", ["discrete", "box"])
-def test_buffers_of_others(observation: str, action: str) -> None:
+def test_buffers_of_other_classes(observation: str, action: str) -> None:
     env = match_envs(observation=observation, action=action, truncate=True)
     chosen = ForeignDict if observation == "dict" else Foreign
     options: dict[str, Any] = {**OURS, "rollout_buffer_class": chosen, "ent_coef": 0.01, "normalize_advantage": True}

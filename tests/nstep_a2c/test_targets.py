@@ -1,4 +1,4 @@
-"""What the critic learns and the policy is judged by, worked out by hand, for each horizon."""
+"""Targets of the critic and advantages for each horizon, computed by hand."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ TARGETS: list[tuple[str, Options, list[list[float]]]] = [
         "to the end of the rollout",
         {},
         [
-            [1 + 3 / 2, 2 + 4 / 2 + 6 / 4 + 19 / 8],  # terminated: no bootstrap; truncated: with the state it was cut in
+            [1 + 3 / 2, 2 + 4 / 2 + 6 / 4 + 19 / 8],  # terminated: no bootstrap; truncated: bootstrap from the final state
             [3, 4 + 6 / 2 + 19 / 4],
             [5 + 7 / 2 + 12 / 4, 6 + 19 / 2],  # cut by the rollout
             [7 + 12 / 2, 8 + 19 / 2],
@@ -43,11 +43,11 @@ TARGETS: list[tuple[str, Options, list[list[float]]]] = [
             [1 + 3 / 2, 2 + 4 / 2 + 18 / 4],
             [3, 4 + 6 / 2 + 19 / 4],
             [5 + 7 / 2 + 12 / 4, 6 + 19 / 2],  # truncated: one reward is left
-            [7 + 12 / 2, 8 + 19 / 2],  # cut: likewise
+            [7 + 12 / 2, 8 + 19 / 2],  # cut: one reward is left
         ],
     ),
     (
-        "a mixture: each look-ahead has half the weight of the one before, the last one the rest",
+        "a mixture: each look-ahead has half the weight of the previous one, the last one the rest",
         {"gae_lambda": 0.5},
         [
             [
@@ -70,7 +70,7 @@ def policy_of_known_values(model: NStepA2C) -> None:
 
 
 def scripted_rewards(env: DummyVecEnv) -> None:
-    """Let the environments pay what stands above, in the order of their steps."""
+    """Let the environments pay ``REWARDS``, step by step."""
     for number, monitor in enumerate(env.envs):
         column = iter(REWARDS[:, number])
         step = monitor.unwrapped.step
@@ -79,11 +79,11 @@ def scripted_rewards(env: DummyVecEnv) -> None:
             obs, _, terminated, truncated, info = step(action)
             return obs, next(column), terminated, truncated, info
 
-        monitor.unwrapped.step = pay  # type: ignore[method-assign]  # paid by hand
+        monitor.unwrapped.step = pay  # type: ignore[method-assign]  # rewards set by hand
 
 
 def collected(**options: Any) -> NStepA2C:
-    """A model that has collected those four steps and made an update of no size."""
+    """Model for collecting these four steps, with a learning rate of zero."""
     env = scripted_vec_env(SCRIPTS)
     scripted_rewards(env)
     network = {"net_arch": {"pi": [], "vf": []}, "optimizer_class": th.optim.SGD}
@@ -107,16 +107,16 @@ def test_targets(options: Options, targets: list[list[float]]) -> None:
 
 @pytest.mark.parametrize("same", [{"return_steps": 4}, {"gae_lambda": 1.0}], ids=str)
 def test_horizons_that_coincide(same: Options) -> None:
-    """A look-ahead as long as the rollout is none; lambda = 0 and one reward are the same, too."""
+    """A look-ahead as long as the rollout equals none; lambda = 0 equals one reward."""
     assert np.allclose(collected(**same).learn(8).rollout_buffer.returns, TARGETS[0][2])
     assert np.allclose(collected(gae_lambda=0.0).learn(8).rollout_buffer.returns, TARGETS[1][2])
 
 
 @pytest.mark.parametrize("n_envs", [1, 7])
 def test_truncated_environments_are_evaluated_in_one_batch(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """However many they are: one forward pass for the end of the rollout, one for all final observations."""
+    """One forward pass for the end of the rollout, one for all final observations."""
     cuts: Any = [[(2, "truncated"), (3, "truncated"), (1, "truncated")]] * n_envs
-    # With a hook, nothing is evaluated in numpy.
+    # A hook disables the fast path.
     model = NStepA2C("MlpPolicy", scripted_vec_env(cuts), n_steps=6, learning_rate=lambda _: 0.0, seed=0)
     model.policy.value_net.register_forward_hook(lambda *_: None)
     sizes: list[int] = []

@@ -1,4 +1,4 @@
-"""Options that exclude one another are rejected, in the constructor and by load; every other one has an effect."""
+"""Conflicting options are rejected, by the constructor and by load; every option has an effect."""
 
 import inspect
 import io
@@ -25,7 +25,7 @@ class Foreign(RolloutBuffer):
 
 FOREIGN: Options = {"rollout_buffer_class": Foreign}
 
-# What is wrong, and all that the message must name: the options at odds and the way out.
+# Invalid options, and what the message must name: the conflicting options and the fix.
 WRONG: list[tuple[Options, list[str]]] = [
     # ranges; tests/common/test_validation.py has more values
     *(({name: value}, [name, "[0, 1]"]) for name in ("gamma", "gae_lambda") for value in (-0.1, 1.1, None)),
@@ -74,7 +74,7 @@ def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
 
 
 def test_normalising_needs_two_steps(saved: bytes) -> None:
-    """Rejected when training would start with such a number; a model that was loaded to predict does not mind."""
+    """Rejected when training starts; a model may still be loaded for prediction."""
     words = ["normalize_advantage", "two steps", "n_steps"]
     single: Options = {"n_steps": 1, "normalize_advantage": True}
     with pytest.raises(ValueError, match=r".") as raised:
@@ -101,7 +101,7 @@ def test_normalising_needs_two_steps(saved: bytes) -> None:
     ids=str,
 )
 @pytest.mark.parametrize("writer", [A2C, NStepA2C])
-def test_load_says_so_when_the_saved_optimizer_does_not_fit(
+def test_load_rejects_overrides_that_change_the_optimizers(
     writer: Any, saved_with: Any, wrong: Options, words: list[str]
 ) -> None:
     model = writer("MlpPolicy", match_envs(2), use_rms_prop=saved_with, device="cpu").learn(20)
@@ -111,8 +111,8 @@ def test_load_says_so_when_the_saved_optimizer_does_not_fit(
 
 
 @pytest.mark.parametrize("use_rms_prop", [False, True, "tf"])
-def test_load_takes_overrides_that_fit(use_rms_prop: Any) -> None:
-    """The zoo repeats the optimizer when it goes on with a model."""
+def test_load_accepts_compatible_overrides(use_rms_prop: Any) -> None:
+    """The zoo passes the optimizer again when it continues training."""
     model = make(match_envs(2), **OURS, use_rms_prop=use_rms_prop, value_learning_rate=1e-3).learn(24)
     given: Options = {"learning_rate": 0.2, "value_learning_rate": "lin_0.1", "return_steps": 2, "use_rms_prop": use_rms_prop}
     loaded = reloaded(model, env=match_envs(2), rms_prop_eps=1e-5, **given)
@@ -138,7 +138,7 @@ def test_load_takes_overrides_that_fit(use_rms_prop: Any) -> None:
     ],
     ids=name_of,
 )
-def test_what_is_just_right_is_accepted(accepted: Options) -> None:
+def test_boundary_values_are_accepted(accepted: Options) -> None:
     assert make(match_envs(2), **OURS, **accepted).learn(20).num_timesteps >= 20
 
 
@@ -149,7 +149,7 @@ def test_unsupported_action_spaces(space: spaces.Space[Any]) -> None:
 
 
 @pytest.mark.parametrize("observation", ["image", "dict_image"])
-def test_a_critic_with_its_own_rate_shares_no_features(observation: str) -> None:
+def test_a_critic_with_its_own_optimizer_must_not_share_features(observation: str) -> None:
     env, policy = match_envs(2, observation=observation), "CnnPolicy" if observation == "image" else "MultiInputPolicy"
     with pytest.raises(ValueError, match=r"its own optimizer.*share_features_extractor=False.*value_learning_rate=None"):
         make(env, policy, **OURS, value_learning_rate=1e-3)
@@ -164,13 +164,13 @@ def test_sb3s_dictionary_buffer_is_replaced_by_ours(chosen: Any) -> None:
     assert type(model.rollout_buffer) is PolicyGradientDictBuffer
 
 
-# ------------------------------------------------------------------------------------ nothing is accepted and ignored
+# --------------------------------------------------------------------------------------------- every option has an effect
 
 BOX: Options = {"action": "box"}
 RMS_PROP: Options = {"use_rms_prop": True}
 SEPARATE: Options = {"value_learning_rate": 1e-3}
 
-# Two ways to set each option, all else being equal, after which the trained parameters must differ.
+# For each option pairs of settings, all else being equal, with which the trained parameters must differ.
 CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "policy": [({}, {"policy": "MlpPolicy", "policy_kwargs": {"activation_fn": th.nn.ReLU}})],
     "env": [({}, {"env": "terminating"})],

@@ -1,7 +1,7 @@
 """
-VPG learns what it must learn where the answer is known, within seconds and with any seed.
+VPG solves tasks with a known solution, within seconds and with any seed.
 
-Tables stand in for networks, and learning rates are safe rather than fast.
+Networks are tables, and learning rates are safe rather than fast.
 """
 
 from typing import Any
@@ -33,7 +33,7 @@ LOOK_AHEAD: list[Options] = [
     {"advantage_estimator": "gae"},
 ]
 WITH_CRITIC: list[Options] = [{**mode, **critic} for mode in (EPISODES, ROLLOUT) for critic in (JOINT, SEPARATE)]
-# Each estimator, each mode and each critic, but not all of their products.
+# Each estimator, each mode and each critic, but not all combinations.
 MIXED: list[Options] = [
     *({**options, **LOOK_AHEAD[i % 3]} for i, options in enumerate(WITH_CRITIC)),
     {**EPISODES, **SEPARATE, "critic_first": True},
@@ -61,8 +61,8 @@ def test_the_best_of_three_arms_is_found(options: Options, seed: int) -> None:
 @pytest.mark.parametrize("options", CRITIC_FREE + MIXED, ids=name_of)
 def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None:
     """
-    Leaving pays nothing, the third step on pays 1: worth 0.81 at the start. (If leaving paid, batches in which nobody gets to
-    the end would, with a few seeds in a hundred, teach to leave.)
+    Leaving pays nothing, moving on from the third state pays 1: a value of 0.81 at the start. (If leaving paid, batches in
+    which no episode reaches the end would, for a few seeds in a hundred, teach the policy to leave.)
     """
     model = make(TabularVecEnv(chain(3, leave_reward=0.0), 16), seed, learning_rate=0.05, **options).learn(4000)
     assert action_probabilities(model, 3)[:, 1].min() > 0.8
@@ -70,16 +70,16 @@ def test_the_far_reward_of_a_chain_is_found(options: Options, seed: int) -> None
         assert np.allclose(values(model, 3), GAMMA ** np.array([2, 1, 0]), atol=0.2)
 
 
-# Plain descent goes from 0 to 10 without going too far; each rate halves the error of a state with each step.
+# SGD, to get from 0 to 10 without overshooting; each rate halves the error of a state with each step.
 ENDLESS = [{**options, "value_learning_rate": 0.5 if options["n_value_updates"] else 1.0} for options in MIXED]
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 @pytest.mark.parametrize("options", ENDLESS, ids=name_of)
-def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, seed: int) -> None:
+def test_a_time_limit_does_not_reduce_the_value_of_an_endless_task(options: Options, seed: int) -> None:
     """
-    Reward 1 for ever is worth 1 / (1 - gamma) = 10, however often a limit of 6 steps cuts it. If the cut were an end, the mean
-    over the steps of an episode would be 2.9, and bootstrapping within the episode makes more of it, but not 10.
+    A reward of 1 at every step is worth 1 / (1 - gamma) = 10, even if a limit of 6 steps cuts the episodes. If the cut were a
+    termination, the mean over the steps of an episode would be 2.9, or more with bootstrapping, but not 10.
     """
     env = TabularVecEnv(endless(6), 16)
     right, wrong = (
@@ -100,8 +100,8 @@ def test_a_time_limit_does_not_devalue_what_goes_on_for_ever(options: Options, s
     ],
     ids=name_of,
 )
-def test_continuous_actions_hit_their_target(options: Options, seed: int) -> None:
-    """The best action is half the observation; a step aside costs its square. The initial policy, always 0, loses 0.25."""
+def test_continuous_actions_reach_their_target(options: Options, seed: int) -> None:
+    """The best action is half the observation, and the reward the negative squared error: -0.25 for the initial mean of 0."""
     env = DummyVecEnv([lambda: Monitor(QuadraticEnv(dim=1))] * 8)
     model = VPG("LinearPolicy", env, learning_rate=0.02, seed=seed, policy_kwargs={"log_std_init": -1.0}, **options).learn(
         4000

@@ -1,4 +1,4 @@
-"""One update of VPG against a slow one, written from the formulas and from what the environments told a callback."""
+"""One update of VPG against a slow reference, written from the formulas and the steps that a callback recorded."""
 
 import copy
 from dataclasses import dataclass
@@ -20,17 +20,17 @@ from sb3_pg.vpg.validation import GAE_LAMBDA
 RATE, VALUE_RATE, GAMMA = 0.3, 0.05, 0.8
 
 
-# ------------------------------------------------------------------------------------------------------ the slow update
+# ---------------------------------------------------------------------------------------------------- the slow reference
 
 
 @dataclass
 class Path:
     """
-    Steps of one episode, or of the part of it that lies in a rollout, with all that belongs to them.
+    Steps of one episode, or of the part of it within a rollout, with their returns and weights.
 
-    :param steps: in the order of time
-    :param returns: target of the critic, weight before the baseline
-    :param weights: returns less baseline, before normalising and discounting
+    :param steps: steps in chronological order
+    :param returns: targets of the critic, weights before the baseline is subtracted
+    :param weights: returns minus baseline, before normalisation and discounting
     """
 
     steps: list[Step]
@@ -50,7 +50,7 @@ def values(policy: ActorCriticPolicy, observations: list[Any]) -> np.ndarray:
 
 
 def cut_into_paths(rollout: Rollout, n_episodes: int | None) -> list[list[Step]]:
-    """The episodes of each environment, one after the other; only those of its quota if there is one."""
+    """Episodes of each environment, one after the other; only those of its quota if there is one."""
     paths = []
     for steps in rollout.steps:
         own: list[list[Step]] = [[]]
@@ -106,7 +106,7 @@ def parameters_of(policy: ActorCriticPolicy, critic: bool) -> list[th.nn.Paramet
 
 
 def take_step(policy: ActorCriticPolicy, loss: th.Tensor, max_norm: float | None, rates: tuple[float, float]) -> None:
-    """Plain gradient descent on actor and critic (rate 0: leave it out)."""
+    """Plain gradient descent on actor and critic; a rate of 0 leaves one out."""
     groups = [(parameters_of(policy, critic), rate) for critic, rate in zip((False, True), rates, strict=True) if rate > 0]
     parameters = [p for group, _ in groups for p in group]
     gradients = th.autograd.grad(loss, parameters, allow_unused=True)
@@ -125,7 +125,7 @@ def value_loss(policy: ActorCriticPolicy, paths: list[Path]) -> th.Tensor:
 
 
 def policy_loss(model: VPG, policy: ActorCriticPolicy, paths: list[Path]) -> th.Tensor:
-    """Minus the estimate of the objective's gradient (after differentiation), entropy bonus included."""
+    """Loss whose gradient is minus the estimate of the policy gradient, including the entropy bonus."""
     n_steps = sum(len(path.steps) for path in paths)
     scale = 1 / n_steps if model.n_episodes is None else 1 / model.n_episodes
     total = th.zeros(())
@@ -151,7 +151,7 @@ def policy_loss(model: VPG, policy: ActorCriticPolicy, paths: list[Path]) -> th.
 
 
 def slow_update(model: VPG, policy: ActorCriticPolicy, rollout: Rollout) -> None:
-    """Do to a copy of the policy what VPG is to do."""
+    """Update a copy of the policy as VPG should."""
     fits = model.n_value_updates
     if fits is None:
         fits = 10 if model.vf_coef is None else 0
@@ -228,7 +228,7 @@ def name_of(options: dict[str, Any]) -> str:
 
 
 def compare(options: dict[str, Any], env: DummyVecEnv, atol: float = 2e-5) -> None:
-    """Two updates, each from where VPG's own last one led."""
+    """Two updates, the second from the parameters that VPG reached."""
     model = VPG(
         "MlpPolicy",
         env,
@@ -257,7 +257,7 @@ def compare(options: dict[str, Any], env: DummyVecEnv, atol: float = 2e-5) -> No
 
 
 @pytest.mark.parametrize("options", CRITIC_FREE + WITH_CRITIC + FURTHER, ids=name_of)
-def test_an_update_is_what_the_formulas_say(options: dict[str, Any]) -> None:
+def test_an_update_matches_the_formulas(options: dict[str, Any]) -> None:
     compare(options, scripted_vec_env())
 
 
@@ -273,18 +273,18 @@ def test_an_update_is_what_the_formulas_say(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "options", [ROLLOUT, {**EPISODES, "advantage_estimator": "reward_to_go", "baseline": "optimal"}], ids=name_of
 )
-def test_an_update_for_other_actions(space: spaces.Space[Any], options: dict[str, Any]) -> None:
-    """Narrow bounds: most actions are clipped, and the update must use those that were sampled."""
+def test_an_update_with_other_action_spaces(space: spaces.Space[Any], options: dict[str, Any]) -> None:
+    """With narrow bounds most actions are clipped, but the update must use the sampled ones."""
     compare(options, scripted_vec_env(action_space=space))
 
 
-# ---------------------------------------------------------------------------------------------------------- the same as A2C
+# -------------------------------------------------------------------------------------------------------- equality with A2C
 
 
 @pytest.mark.parametrize("use_sde", [False, True])
 @pytest.mark.parametrize("gae_lambda", [1.0, 0.9])
-def test_the_joint_loss_trains_as_sb3_does_where_nothing_is_truncated(gae_lambda: float, use_sde: bool) -> None:
-    """SB3's A2C treats truncation in another way, and has no other difference left with these options."""
+def test_the_joint_loss_trains_like_a2c_without_truncation(gae_lambda: float, use_sde: bool) -> None:
+    """With these options, SB3's A2C differs only in its treatment of truncation."""
     scripts = [[(length, "terminated") for length in lengths] for lengths in ([3, 5, 2], [4, 1, 6])]
     space = spaces.Box(-0.5, 0.5, (2,)) if use_sde else spaces.Discrete(2)
     shared: dict[str, Any] = {
@@ -317,7 +317,7 @@ def test_the_joint_loss_trains_as_sb3_does_where_nothing_is_truncated(gae_lambda
 
 class WatchedValues:
     """
-    Stand in for ``policy.predict_values`` and write down which observations the critic is fitted to.
+    Replaces ``policy.predict_values`` and records the observations to which the critic is fitted.
 
     :param policy: policy to watch
     """
@@ -325,7 +325,7 @@ class WatchedValues:
     def __init__(self, policy: ActorCriticPolicy) -> None:
         self.batches: list[list[tuple[float, ...]]] = []
         self._original = policy.predict_values
-        policy.predict_values = self  # type: ignore[method-assign, assignment]  # to watch is the point
+        policy.predict_values = self  # type: ignore[method-assign, assignment]  # replaced on purpose
 
     def __call__(self, obs: th.Tensor) -> th.Tensor:
         if th.is_grad_enabled():
@@ -353,7 +353,7 @@ def test_every_sample_is_drawn_once_before_any_is_drawn_again(
         assert rounds[0] != rounds[1]
 
 
-def test_minibatches_are_not_in_the_order_of_time() -> None:
+def test_minibatches_are_shuffled() -> None:
     model = VPG("MlpPolicy", scripted_vec_env(), seed=0, n_steps=50, value_batch_size=100, n_value_updates=1)
     watched = WatchedValues(model.policy)
     shuffled = VPG("MlpPolicy", scripted_vec_env(), seed=0, n_steps=50, value_batch_size=50, n_value_updates=1)
@@ -365,8 +365,8 @@ def test_minibatches_are_not_in_the_order_of_time() -> None:
 
 
 @pytest.mark.parametrize("mode", [{"n_steps": 9}, {"n_episodes": 4}], ids=name_of)
-def test_fitting_a_critic_leaves_the_policy_alone_and_the_other_way_round(mode: dict[str, Any]) -> None:
-    """One of the two rates is zero throughout: its parameters stay what they were, to the last bit."""
+def test_policy_and_critic_do_not_change_each_other(mode: dict[str, Any]) -> None:
+    """With a learning rate of zero, the parameters of one of them stay bitwise identical."""
     still_actor: dict[str, Any] = {"learning_rate": lambda _: 0.0, "value_learning_rate": 0.1}
     still_critic: dict[str, Any] = {"learning_rate": 0.1, "value_learning_rate": lambda _: 0.0}
     for still, rates in ((False, still_actor), (True, still_critic)):

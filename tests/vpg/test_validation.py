@@ -1,4 +1,4 @@
-"""Options that exclude one another are rejected, in the constructor and by load; every other one has an effect."""
+"""Conflicting options are rejected, by the constructor and by load; every option has an effect."""
 
 import inspect
 import io
@@ -27,7 +27,7 @@ def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> VPG:
     return VPG(policy, match_envs(2) if env is None else env, **{"seed": 0, "device": "cpu", **kwargs})
 
 
-# What is wrong, and all that the message must name: the options at odds and the way out.
+# Invalid options, and what the message must name: the conflicting options and the fix.
 WRONG: list[tuple[Options, list[str]]] = [
     # unknown names
     ({"advantage_estimator": "td"}, ["advantage_estimator", "'td'", *options.ADVANTAGE_ESTIMATORS]),
@@ -96,7 +96,7 @@ WRONG: list[tuple[Options, list[str]]] = [
         )
     ),
     ({**TO_GO, "critic_first": True}, ["critic_first", "baseline='value'", "n_value_updates"]),
-    # options of a critic with its own optimizer, in the joint loss, and the other way round
+    # options of a separately fitted critic with the joint loss, and vice versa
     ({"vf_coef": 0.5, "n_value_updates": 3}, ["vf_coef=0.5", "n_value_updates=3", "n_value_updates=0", "vf_coef=None"]),
     ({"n_value_updates": 0, "value_batch_size": 4}, ["value_batch_size=4", "n_value_updates > 0"]),
     ({"vf_coef": 0.5, "value_batch_size": 4}, ["value_batch_size=4", "n_value_updates > 0"]),
@@ -126,7 +126,7 @@ def saved() -> bytes:
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=name_of)
 def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
-    """With overrides, as the zoo does: the saved model collects fixed rollouts, which whole episodes have to replace."""
+    """Overrides, as the zoo passes them: the saved model has n_steps, which must be reset for whole episodes."""
     overrides = {"n_steps": None, **wrong} if "n_episodes" in wrong else wrong
     with pytest.raises(ValueError, match=r".") as raised:
         VPG.load(io.BytesIO(saved), env=match_envs(2), **overrides)
@@ -143,8 +143,8 @@ def test_load_rejects(wrong: Options, words: list[str], saved: bytes) -> None:
     ],
     ids=str,
 )
-def test_what_depends_on_the_number_of_environments(wrong: Options, n_envs: int, words: list[str], saved: bytes) -> None:
-    """Rejected when training would start with such a number; a model that was loaded to predict does not mind."""
+def test_options_must_fit_the_number_of_environments(wrong: Options, n_envs: int, words: list[str], saved: bytes) -> None:
+    """Rejected when training starts; a model may still be loaded for prediction."""
     with pytest.raises(ValueError, match=r".") as raised:
         make(match_envs(n_envs), **wrong)
     assert_names_all(raised, words)
@@ -172,12 +172,12 @@ def test_what_depends_on_the_number_of_environments(wrong: Options, n_envs: int,
     ],
     ids=name_of,
 )
-def test_what_is_just_right_is_accepted(accepted: Options) -> None:
+def test_boundary_values_are_accepted(accepted: Options) -> None:
     model = make(**accepted).learn(20)
     assert model.num_timesteps >= 20
 
 
-def test_one_episode_will_do_without_baseline() -> None:
+def test_one_episode_is_enough_without_a_baseline() -> None:
     assert make(match_envs(1), **{**TOTAL, "n_episodes": 1}).learn(8)._n_updates > 0
 
 
@@ -226,8 +226,8 @@ def test_a_linear_policy_has_no_hidden_layer(net_arch: Any) -> None:
     ],
     ids=str,
 )
-def test_load_says_so_when_the_optimizers_no_longer_fit(kept: Options, override: Options) -> None:
-    """One optimizer for the joint loss, two otherwise: their state cannot be carried over."""
+def test_load_rejects_overrides_that_change_the_optimizers(kept: Options, override: Options) -> None:
+    """One optimizer with the joint loss, two otherwise: their states cannot be converted."""
     file = io.BytesIO()
     make(n_steps=8, **kept).learn(16).save(file)
     file.seek(0)
@@ -236,7 +236,7 @@ def test_load_says_so_when_the_optimizers_no_longer_fit(kept: Options, override:
     assert "optimizer" in str(raised.value)
 
 
-def test_load_takes_overrides_that_fit() -> None:
+def test_load_accepts_compatible_overrides() -> None:
     file = io.BytesIO()
     make(n_steps=8, n_value_updates=3).learn(16).save(file)
     file.seek(0)
@@ -249,7 +249,7 @@ def test_load_takes_overrides_that_fit() -> None:
     assert loaded.value_optimizer.param_groups[0]["lr"] == pytest.approx(0.0)
 
 
-def test_documented_defaults_are_those_in_use() -> None:
+def test_documented_defaults_are_correct() -> None:
     text = " ".join((VPG.__doc__ or "").split())
     for name, value in (
         ("n_steps", options.N_STEPS),
@@ -264,13 +264,13 @@ def test_documented_defaults_are_those_in_use() -> None:
     assert model.resolved_n_value_updates == options.N_VALUE_UPDATES
 
 
-# ------------------------------------------------------------------------------------ nothing is accepted and ignored
+# --------------------------------------------------------------------------------------------- every option has an effect
 
 
 JOINT: Options = {"n_value_updates": 0}
 BOX: Options = {"use_sde": True}
 
-# Two ways to set each option, all else being equal, after which the trained parameters must differ.
+# For each option pairs of settings, all else being equal, with which the trained parameters must differ.
 CHANGES: dict[str, list[tuple[Options, Options]]] = {
     "policy": [({}, {"policy": "LinearPolicy"})],
     "env": [({}, {"env": "terminating"})],

@@ -1,4 +1,4 @@
-"""What is special about VPG; the rest is in ``tests/conformance`` and ``tests/common/test_on_policy_algorithms.py``."""
+"""Behaviour specific to VPG; the rest is in ``tests/conformance`` and ``tests/common/test_on_policy_algorithms.py``."""
 
 import copy
 import inspect
@@ -58,7 +58,7 @@ def test_every_estimator_with_every_kind_of_critic(mode: Options, critic: Option
     check_training(make(**mode, **critic, **estimator))
 
 
-def test_measuring_gradients_leaves_the_statistics_of_normalised_environments_alone() -> None:
+def test_estimating_gradients_does_not_change_normalisation_statistics() -> None:
     env = VecNormalize(match_envs())
     model = make(env, n_episodes=6).learn(50)
     before = copy.deepcopy((env.obs_rms, env.ret_rms))
@@ -71,16 +71,16 @@ def test_measuring_gradients_leaves_the_statistics_of_normalised_environments_al
 
 def test_arguments_of_sb3_keep_their_names_and_order() -> None:
     ours, theirs = (inspect.signature(algorithm.__init__).parameters for algorithm in (VPG, A2C))
-    rms_prop = {"rms_prop_eps", "use_rms_prop"}  # policy_kwargs says it just as well
+    rms_prop = {"rms_prop_eps", "use_rms_prop"}  # can be given in policy_kwargs
     assert [name for name in ours if name in theirs] == [name for name in theirs if name not in rms_prop]
     assert all(parameter.kind is parameter.KEYWORD_ONLY for name, parameter in ours.items() if name not in theirs)
     changed = {name for name in set(ours) & set(theirs) if ours[name].default != theirs[name].default}
-    # None: depends on the other options.
+    # None: the default depends on other options.
     assert changed <= {"learning_rate", "n_steps", "gae_lambda", "vf_coef", "max_grad_norm"}
     assert all(ours[name].default is None for name in changed - {"learning_rate"})
 
 
-def test_whole_episodes_need_a_number_of_environments_that_divides_them() -> None:
+def test_the_number_of_episodes_must_be_a_multiple_of_the_number_of_environments() -> None:
     model = make(n_episodes=6).learn(60)
     for n_envs in (1, 2, 6):
         loaded = reloaded(model, env=match_envs(n_envs)).learn(60, reset_num_timesteps=False)
@@ -89,8 +89,8 @@ def test_whole_episodes_need_a_number_of_environments_that_divides_them() -> Non
         reloaded(model, env=match_envs(4)).learn(60)
 
 
-def test_the_loss_of_a_fitted_critic_is_the_mean_over_its_steps() -> None:
-    """Larger steps, smaller losses: a critic that does not move shows the first loss alone."""
+def test_the_logged_value_loss_is_the_mean_over_the_critic_steps() -> None:
+    """A critic that does not move has the same loss in all steps, one that learns a smaller mean."""
     options: dict[str, Any] = {"n_value_updates": 8, "policy_kwargs": {"optimizer_class": th.optim.SGD}}
     losses = [logged(make(value_learning_rate=rate, **options), 18)[-1]["train/value_loss"] for rate in (1e-9, 1e-2)]
     buffer = (model := make(value_learning_rate=1e-9, **options)).learn(18).rollout_buffer
