@@ -1,4 +1,4 @@
-"""Tiny environments whose answers are known: finite MDPs, a quadratic bandit, and one task for every kind of space."""
+"""Tiny environments with known solutions: finite MDPs, a quadratic bandit, and one task for every kind of space."""
 
 import time
 from collections.abc import Sequence
@@ -74,7 +74,7 @@ class TabularMDP:
 
 
 def _inverse_cdf(probabilities: np.ndarray) -> np.ndarray:
-    """Cumulative sums along the last axis, whose last entry no uniform number in [0, 1) can pass despite rounding."""
+    """Cumulative sums along the last axis; rounding up to 1 keeps uniform numbers in [0, 1) below the last entry."""
     cumulative = np.cumsum(probabilities, axis=-1)
     cumulative[cumulative >= cumulative[..., -1:] - 1e-12] = 1.0
     return cumulative
@@ -194,7 +194,7 @@ class TabularVecEnv(VecEnv):
         raise NotImplementedError("there are no separate environments to call")
 
     def env_is_wrapped(self, wrapper_class: type[gym.Wrapper], indices: Any = None) -> list[bool]:
-        # The episode statistics are there, which is what a caller asks about Monitor for.
+        # Callers ask for Monitor because of the episode statistics, which are provided.
         return [wrapper_class.__name__ == "Monitor" for _ in self._indices(indices)]
 
 
@@ -227,11 +227,11 @@ def bandit(*means: float) -> TabularMDP:
 def chain(length: int, leave_reward: float = 0.1) -> TabularMDP:
     """
     States 0..length-1. Action 1 moves on, action 0 leaves with ``leave_reward``; moving on from the last state pays 1.
-    Both ways out terminate. While ``gamma ** (length - 1) > leave_reward`` the optimal policy always moves on, and
+    Both terminate the episode. While ``gamma ** (length - 1) > leave_reward`` the optimal policy always moves on, and
     the optimal value of state s is ``gamma ** (length - 1 - s)``.
 
     :param length: number of non-terminal states
-    :param leave_reward: what leaving early pays
+    :param leave_reward: reward for leaving early
     :return: the MDP
     """
     transition = np.zeros((length + 1, 2, length + 1))
@@ -246,9 +246,9 @@ def chain(length: int, leave_reward: float = 0.1) -> TabularMDP:
 
 def endless(time_limit: int, n_states: int = 2) -> TabularMDP:
     """
-    Reward 1 at every step for ever, cut by a time limit that the observation does not show (the next state is uniform
-    over ``n_states`` whatever the action), so the value of every state and policy is ``1 / (1 - gamma)``.
-    Treating the cut as an end gives less: for the first state ``(1 - gamma ** time_limit) / (1 - gamma)``.
+    Reward 1 at every step of an endless task, cut by a time limit that the observation does not show (the next state is
+    uniform over ``n_states``, whatever the action), so the value of every state and policy is ``1 / (1 - gamma)``.
+    Treating the cut as a termination gives less: for the first state ``(1 - gamma ** time_limit) / (1 - gamma)``.
 
     :param time_limit: steps until truncation
     :param n_states: number of states
@@ -265,7 +265,7 @@ def quota_trap(long: int = 10) -> TabularMDP:
     The first action decides: 0 pays 1 and ends the episode after one step, 1 pays 2 and leads into a corridor where
     nothing matters, for an episode of ``long`` steps. With uniform logits the gradient with respect to the first state's
     logit of action 0 is -0.25. Dividing one episode's estimate by its length gives +0.20 (``long`` = 10), and keeping
-    the episodes that finish first prefers the short ones and so turns the sign as well.
+    the episodes that finish first prefers the short ones and so flips the sign as well.
 
     :param long: length of the long episode
     :return: the MDP (states: the start, ``long - 1`` of the corridor, the terminal one)
@@ -283,8 +283,8 @@ def quota_trap(long: int = 10) -> TabularMDP:
 def cancelling_rewards(size: float = 3.0) -> TabularMDP:
     """
     Two steps whose rewards cancel: the first pays +-``size`` at random (by the first state), the second takes it back,
-    and each action 1 adds 1. The total return has no noise from ``size``, the reward-to-go of the second step has, so
-    here ``total_return`` has the smaller variance: the usual ordering is no theorem.
+    and each action 1 adds 1. The total return has no noise from ``size``, but the reward-to-go of the second step has,
+    so here ``total_return`` has the smaller variance: the usual ordering is not a theorem.
 
     :param size: the part that cancels (gamma = 1)
     :return: the MDP (first states 0 and 1, second states 2 and 3, terminal state 4)
@@ -299,8 +299,8 @@ def cancelling_rewards(size: float = 3.0) -> TabularMDP:
 
 def steering(time_limit: int) -> TabularMDP:
     """
-    Action a leads to state a, for ever, cut by a time limit; action 1 pays 1. So a critic that prefers a state biases every
-    estimator that asks it about the next state, and asking it or not at the cut makes a large difference.
+    Action a leads to state a, until a time limit; action 1 pays 1. So a critic that prefers a state biases every estimator
+    that bootstraps from the next state, and bootstrapping at the cut makes a large difference.
 
     :param time_limit: steps until truncation
     :return: the MDP (two states, none of them terminal)
@@ -310,7 +310,7 @@ def steering(time_limit: int) -> TabularMDP:
 
 
 def _random_rewards(rng: np.random.Generator, n_states: int, n_actions: int) -> np.ndarray:
-    """Noise, plus more for the higher actions: gradients stand out from their sampling error after few episodes."""
+    """Noise, plus a trend over the actions: gradients exceed their sampling error after few episodes."""
     noise = 0.5 * rng.normal(size=(n_states, n_actions, n_states))
     return np.asarray(noise + np.linspace(-1, 1, n_actions)[:, None])
 
@@ -319,7 +319,7 @@ def random_mdp(seed: int, n_states: int = 3, n_actions: int = 2, stop: float = 0
     """
     Random transitions and rewards (which depend on the next state), with cycles: episodes of random length.
 
-    :param seed: what to draw it from
+    :param seed: random seed
     :param n_states: number of non-terminal states; the terminal one comes last
     :param n_actions: number of actions
     :param stop: mean probability to terminate at a step; each state and action has its own between 0.2 and 1.8 times that
@@ -341,7 +341,7 @@ def layered_mdp(seed: int, depth: int = 2, width: int = 2, n_actions: int = 2, s
     Like :func:`random_mdp` but each step leads to the next of ``depth`` layers of ``width`` states, the last of which
     terminates: episodes of random length, no truncation, and few enough of them to enumerate.
 
-    :param seed: what to draw it from
+    :param seed: random seed
     :param depth: number of layers, the longest episode
     :param width: number of states of each layer
     :param n_actions: number of actions
@@ -377,7 +377,7 @@ class QuadraticEnv(gym.Env[np.ndarray, np.ndarray]):
     def __init__(self, dim: int = 2, target: float = 0.5) -> None:
         self.target = target
         self.observation_space = spaces.Box(-1.0, 1.0, (dim,), np.float32)
-        # Wide enough for SB3's clipping never to matter to a Gaussian of unit scale.
+        # So wide that SB3's clipping never affects a Gaussian of unit scale.
         self.action_space = spaces.Box(-100.0, 100.0, (dim,), np.float32)
         self._obs = np.zeros(dim, dtype=np.float32)
 
@@ -430,8 +430,8 @@ def _extreme(space: spaces.Space[Any], bit: int) -> Any:
 
 class MatchEnv(gym.Env[Any, Any]):
     """
-    Copy a bit: the observation shows 0 or 1 as the lowest or highest element of its space, whatever that space is; the
-    reward is the share of the action's components that are the lowest or highest as well (Box: that have its sign).
+    Copy a bit: the observation shows 0 or 1 as the lowest or highest element of its space; the reward is the share of the
+    action's components that are the lowest or highest as well (Box: that have the same sign).
     A new bit comes after every step. The optimal value without discount is ``length``.
 
     :param observation: key of ``OBSERVATION_SPACES``

@@ -1,17 +1,18 @@
 """
 Exact gradients, expectations and variances of policy-gradient estimators on a :class:`envs.TabularMDP`.
 
-Two independent roads. *Dynamic programming* over (t, s): with d_t(s) the probability to be in s at step t and q_t(s, a)
-the expected weight of a step before its baseline, an estimator whose baseline does not depend on the action expects
+There are two independent methods. *Dynamic programming* over (t, s): with d_t(s) the probability to be in s at step t
+and q_t(s, a) the expected weight of a step before its baseline, an estimator whose baseline does not depend on the action
+has the expectation
 
     sum_t c_t sum_s d_t(s) sum_a grad pi(a|s) q_t(s, a),   c_t = gamma^t (``discount_gradient``) or 1.
 
-*Enumeration* lists every episode with its probability and computes what an estimator does to each of them (or to each
-tuple of K of them), from the definitions, with no recursion; it also gives the variances.
+*Enumeration* lists every episode with its probability and evaluates the estimator on each of them (or on each tuple of K of
+them), from the definitions, without recursion; it also gives the variances.
 
-A policy is a tensor of log-probabilities ``[S, A]`` (or ``[T, S, A]``) that carries its graph, beside the parameters it
-depends on. Gradients are of ascent, flattened in the order of those parameters, zero where one does not act on the policy.
-Names: S states, A actions, T steps, P parameters, M episodes listed, K episodes of a batch.
+A policy is a tensor of log-probabilities ``[S, A]`` (or ``[T, S, A]``) with its graph, together with the parameters it
+depends on. Gradients point in ascent direction, flattened in the order of the parameters, zero for unused parameters.
+Symbols: S states, A actions, T steps, P parameters, M episodes listed, K episodes of a batch.
 """
 
 from collections.abc import Iterable, Iterator
@@ -57,8 +58,8 @@ def flat_gradient(scalar: th.Tensor, parameters: Iterable[th.Tensor]) -> np.ndar
     """
     Gradient of a scalar as one vector.
 
-    :param scalar: what to differentiate; its graph is kept
-    :param parameters: with respect to what, in this order
+    :param scalar: scalar to differentiate; its graph is kept
+    :param parameters: parameters to differentiate with respect to, in this order
     :return: ``[P]``, float64, zero where ``scalar`` does not depend on a parameter
     """
     parameters = list(parameters)
@@ -99,7 +100,7 @@ def objective(mdp: TabularMDP, log_probs: th.Tensor, gamma: float) -> th.Tensor:
     J = E[sum_t gamma^t r_t], differentiable: V_t(s) = sum_a pi(a|s) [r(s, a) + gamma sum_s' P(s'|s, a) V_{t+1}(s')] with
     V_horizon = 0, or the solution of V = r_pi + gamma P_pi V without a time limit.
 
-    :param mdp: the process; without a horizon it must terminate surely (or gamma < 1)
+    :param mdp: the process; without a horizon it must terminate almost surely (or gamma < 1)
     :param log_probs: ``[S, A]``, or ``[T, S, A]`` with T = horizon
     :param gamma: discount
     :return: scalar, float64, with graph
@@ -138,7 +139,7 @@ def expected_weights(
     values: np.ndarray | None = None,
 ) -> np.ndarray:
     """
-    q_t(s, a): what a step's return is expected to be, given state and action, with a fixed critic ``values``:
+    q_t(s, a): the expected return of a step, given state and action, with a fixed critic ``values``:
 
         q_t(s, a) = r(s, a) + gamma sum_s' P(s'|s, a) [(1 - l) V(s') + l sum_a' pi(a'|s') q_{t+1}(s', a')],
 
@@ -164,8 +165,8 @@ def expected_weights(
         # look_ahead[t] is the q of step t with the number of steps summed so far; each round adds one.
         look_ahead = [bootstrapped for _ in range(mdp.horizon or 1)]
         for _ in range(return_steps - 1):
-            following = look_ahead[1:] if mdp.horizon else look_ahead
-            look_ahead = [back(q, 1.0) for q in following] + ([bootstrapped] if mdp.horizon else [])
+            next_q = look_ahead[1:] if mdp.horizon else look_ahead
+            look_ahead = [back(q, 1.0) for q in next_q] + ([bootstrapped] if mdp.horizon else [])
         return np.stack(look_ahead)
     if mdp.horizon is None:
         return _stationary_weights(transition, rewards, critic, probs, lambda_)[None]
@@ -190,7 +191,7 @@ def visitation(mdp: TabularMDP, probs: np.ndarray, discount: float = 1.0) -> np.
     discount^t d_t(s), d_t the probability that the episode is in state s at step t; summed over t without a horizon,
     where it is (I - discount P_pi^T)^{-1} mu.
 
-    :param mdp: the process; without a horizon it must terminate surely (or discount < 1)
+    :param mdp: the process; without a horizon it must terminate almost surely (or discount < 1)
     :param probs: ``[S, A]`` pi(a|s)
     :param discount: factor per step
     :return: ``[T, S]`` with T = horizon, or ``[1, S]`` without one
@@ -232,7 +233,7 @@ def expected_gradient(
     probs = log_probs.detach().exp().numpy()
     q = expected_weights(mdp, probs, gamma, lambda_, return_steps, values)
     state_weights = visitation(mdp, probs, gamma if discount_gradient else 1.0)
-    # Without a horizon q is the same at each step, so the sum over t of the visitation is all that matters.
+    # Without a horizon q is the same at each step, so only the sum of the visitation over t matters.
     table = np.einsum("ts,tsa->sa", state_weights, q)
     return flat_gradient((log_probs.exp() * th.as_tensor(table)).sum(), parameters)
 
@@ -328,7 +329,7 @@ def enumerate_episodes(mdp: TabularMDP, probs: np.ndarray, max_length: int = 32)
 
     :param mdp: the process
     :param probs: ``[S, A]`` pi(a|s)
-    :param max_length: give up when an episode is longer than this
+    :param max_length: maximum length of an episode
     :return: the episodes
     :raises ValueError: if an episode can be longer than ``max_length``
     """
@@ -390,12 +391,12 @@ def episode_weights(
 @dataclass(frozen=True, eq=False)
 class EpisodeTerms:
     """
-    What a batch estimate is made of, per episode.
+    Per-episode terms of a batch estimate.
 
     :param estimates: ``[M, P]`` x = sum_t c_t grad log pi w_t, without the batch baseline
-    :param scores: ``[M, P]`` g = sum_t c_t grad log pi, what a constant baseline multiplies
-    :param level_sums: ``[M]`` what the mean baseline averages: the return (``total_return``) or the sum of the weights
-    :param level_counts: ``[M]`` how many numbers are in that sum: 1 or the length
+    :param scores: ``[M, P]`` g = sum_t c_t grad log pi, the factor of a constant baseline
+    :param level_sums: ``[M]`` sums that the mean baseline averages: the return (``total_return``) or the sum of the weights
+    :param level_counts: ``[M]`` number of terms in that sum: 1 or the length
     :param lengths: ``[M]`` steps
     :param probability: ``[M]``
     """
@@ -419,7 +420,7 @@ def episode_terms(
     values: np.ndarray | None = None,
 ) -> EpisodeTerms:
     """
-    Score sums of every episode. A critic ``values`` is both bootstrap and baseline: its V(s_t) is subtracted.
+    Terms of every episode. A critic ``values`` is both bootstrap and baseline: its V(s_t) is subtracted.
 
     :param episodes: M episodes
     :param scores: ``[S, A, P]`` of :func:`score_table`
@@ -484,7 +485,7 @@ def batch_estimates(terms: EpisodeTerms, batches: np.ndarray, baseline: str = "n
 
 
 def _others(terms: np.ndarray) -> np.ndarray:
-    """For each entry of axis 1 the sum over the other entries, added up without it (subtracting it would leave rounding)."""
+    """Sum over the other entries of axis 1, for each entry, summed without it (subtraction would leave a rounding error)."""
     size = terms.shape[1]
     return np.stack([np.delete(terms, i, axis=1).sum(axis=1) for i in range(size)], axis=1)
 
@@ -544,12 +545,12 @@ def batch_moments(terms: EpisodeTerms, n_episodes: int, baseline: str = "none") 
 
 def z_scores(estimates: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """
-    How many standard errors the mean of independent estimates is away from its supposed expectation.
+    Distance of the mean of independent estimates from its expectation, in standard errors.
 
     :param estimates: ``[B, P]``
     :param expected: ``[P]``
-    :return: ``[P]``; the least standard error is 1e-5 of the largest number in sight, for what float32 arithmetic does
-        to a parameter whose estimates all agree
+    :return: ``[P]``; the standard error is at least 1e-5 of the largest number, because of float32 rounding errors in
+        parameters whose estimates all agree
     """
     error = estimates.std(axis=0, ddof=1) / np.sqrt(len(estimates))
     floor = 1e-5 * max(float(np.abs(estimates).max()), float(np.abs(expected).max()), 1e-6)

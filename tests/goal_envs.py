@@ -1,4 +1,4 @@
-"""Goal environments whose every answer is known."""
+"""Goal environments with known rewards and transitions."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
@@ -26,11 +26,11 @@ def goal_space(observation: spaces.Space[Any], goal: spaces.Space[Any]) -> space
 
 class PointGoalEnv(gym.Env[Observation, Array]):
     """
-    A point in the square [-1, 1]^2 that is to be moved to a random place. Reward -1, and 0 within ``RADIUS`` of the goal.
+    Move a point in the square [-1, 1]^2 to a random goal. The reward is 0 within ``RADIUS`` of the goal, otherwise -1.
 
-    :param terminate: whether arriving ends the episode
+    :param terminate: whether reaching the goal terminates the episode
     :param scale: bounds of the action space, which is not symmetric: [-scale, 2 scale]
-    :param render_mode: that of the vectorised environments that SB3 and the zoo make
+    :param render_mode: render mode, passed by SB3 and the zoo
     """
 
     metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"]}  # type: ignore[misc]  # gymnasium's is no ClassVar
@@ -89,15 +89,15 @@ class PointGoalEnv(gym.Env[Observation, Array]):
 
 
 class InfoReward(PointGoalEnv):
-    """Its rewards are read from ``info``. Here, where processes of other environments find it too."""
+    """Reads its rewards from ``info``. Defined here so that subprocesses can import it."""
 
     def compute_reward(self, achieved_goal: Any, desired_goal: Any, info: Any) -> Any:  # noqa: ARG002 # only infos count
         """
-        Reward.
+        Compute rewards.
 
         :param achieved_goal: ignored
         :param desired_goal: ignored
-        :param info: one, or one for each reward
+        :param info: info dictionary, or one for each reward
         :return: 0 or -1 each
         """
         if isinstance(info, dict):
@@ -107,11 +107,11 @@ class InfoReward(PointGoalEnv):
 
 class CountingGoalEnv(gym.Env[Observation, Array]):
     """
-    Episodes of given lengths. Everything is a number that tells where it is from: the state after t steps of episode e in
-    environment i is ``10000 i + 100 e + t``, which is the observation and the achieved goal; the desired goal is its negative.
+    Episodes of given lengths. Every observation encodes its origin: the state after t steps of episode e in environment i
+    is ``10000 i + 100 e + t``, which is the observation and the achieved goal; the desired goal is its negative.
 
     :param number: number of the environment
-    :param script: (length, ``"terminated"`` or ``"truncated"``) of each episode, again and again
+    :param script: (length, ``"terminated"`` or ``"truncated"``) of each episode, repeated
     """
 
     def __init__(self, number: int, script: Sequence[tuple[int, str]]) -> None:
@@ -152,7 +152,7 @@ class CountingGoalEnv(gym.Env[Observation, Array]):
 
 def pair_reward(achieved: Any, desired: Any) -> Any:
     """
-    What :class:`CountingGoalEnv` pays.
+    Reward of :class:`CountingGoalEnv`.
 
     :param achieved: code of the achieved goal
     :param desired: code of the desired goal
@@ -163,10 +163,10 @@ def pair_reward(achieved: Any, desired: Any) -> Any:
 
 def point_envs(n_envs: int = 2, horizon: int = 10, monitor: bool = True, **kwargs: Any) -> DummyVecEnv:
     """
-    :param n_envs: how many
+    :param n_envs: number of environments
     :param horizon: time limit
     :param monitor: whether to record episodes
-    :param kwargs: of :class:`PointGoalEnv`
+    :param kwargs: arguments of :class:`PointGoalEnv`
     :return: the environments
     """
 
@@ -179,7 +179,7 @@ def point_envs(n_envs: int = 2, horizon: int = 10, monitor: bool = True, **kwarg
 
 def counting_envs(scripts: Sequence[Sequence[tuple[int, str]]]) -> DummyVecEnv:
     """
-    :param scripts: one for each environment
+    :param scripts: script of each environment
     :return: the environments
     """
 

@@ -1,4 +1,4 @@
-"""Small models of the on-policy algorithms, and what many tests of any algorithm do."""
+"""Small models of the on-policy algorithms, and checks shared by the tests of all algorithms."""
 
 import copy
 import io
@@ -23,16 +23,16 @@ Model = VPG | NStepA2C
 Options = dict[str, Any]
 State = dict[str, Any]
 
-# Options of a model; those of NStepA2C say so.
+# Options of make() that select NStepA2C.
 A2C: Options = {"algorithm": NStepA2C}
 
 
 def policy_for(observation: str) -> str:
     """
-    Choose a policy.
+    Select the policy for an observation space.
 
     :param observation: key of ``OBSERVATION_SPACES``
-    :return: its name
+    :return: name of the policy
     """
     return {"image": "CnnPolicy", "dict": "MultiInputPolicy", "dict_image": "MultiInputPolicy"}.get(observation, "MlpPolicy")
 
@@ -42,7 +42,7 @@ def match_envs(n_envs: int = 3, **kwargs: Any) -> DummyVecEnv:
     Vectorise monitored :class:`MatchEnv`.
 
     :param n_envs: number of copies
-    :param kwargs: arguments of each
+    :param kwargs: arguments of :class:`MatchEnv`
     :return: the environments
     """
     return DummyVecEnv([lambda: Monitor(MatchEnv(**kwargs))] * n_envs)
@@ -56,9 +56,9 @@ def make(
 
     :param env: environments or their id; :func:`match_envs` by default
     :param policy: name of the policy
-    :param algorithm: its class
+    :param algorithm: class of the model
     :param kwargs: further arguments
-    :return: the model; as ``Any``, since the tests ask for what only one of the classes has
+    :return: the model; ``Any``, since the tests use attributes that only one of the classes has
     """
     mode = {} if "n_episodes" in kwargs else {"n_steps": 6}
     return algorithm(policy, match_envs() if env is None else env, **{"seed": 0, "device": "cpu", **mode, **kwargs})
@@ -66,10 +66,10 @@ def make(
 
 def name_of(options: Any) -> str:
     """
-    Name a test.
+    Format a test id.
 
-    :param options: of :func:`make`, or another of its parameters
-    :return: all options in a word; nothing for another parameter
+    :param options: options of :func:`make`, or another parameter of the test
+    :return: all options in one word; empty for other parameters
     """
     if not isinstance(options, dict):
         return ""
@@ -79,10 +79,10 @@ def name_of(options: Any) -> str:
 
 def state_of(model: BaseAlgorithm) -> State:
     """
-    Copy a model's parameters.
+    Copy the parameters of a model.
 
-    :param model: any
-    :return: copies of all parameters and of the state of all optimizers
+    :param model: any model
+    :return: copies of all parameters and optimizer states
     """
     return copy.deepcopy(model.get_parameters())
 
@@ -91,10 +91,10 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
     """
     Compare nested structures of tensors.
 
-    :param left: one
-    :param right: the other
-    :param path: where they stand in a larger structure
-    :return: where they differ
+    :param left: first structure
+    :param right: second structure
+    :param path: their path in a larger structure
+    :return: paths at which they differ
     """
     if isinstance(left, dict) and isinstance(right, dict) and left.keys() == right.keys():
         return [found for key in left for found in differences(left[key], right[key], f"{path}/{key}")]
@@ -107,12 +107,12 @@ def differences(left: Any, right: Any, path: str = "") -> list[str]:
 
 def reloaded(model: BaseAlgorithm, as_: Any = None, **kwargs: Any) -> Any:
     """
-    Save and load a model, in memory.
+    Save and load a model in memory.
 
-    :param model: any
-    :param as_: class that loads it, its own by default
+    :param model: any model
+    :param as_: class to load it with, that of the model by default
     :param kwargs: further arguments of ``load``
-    :return: what was loaded
+    :return: loaded model
     """
     file = io.BytesIO()
     model.save(file)
@@ -122,11 +122,11 @@ def reloaded(model: BaseAlgorithm, as_: Any = None, **kwargs: Any) -> Any:
 
 def check_training(model: BaseAlgorithm, n_steps: int = 40, parts: tuple[str, ...] = ("",)) -> None:
     """
-    It trains, counts honestly, stays finite, and predicts actions of the space for one and for many observations.
+    Check that a model trains, counts its steps, stays finite, and predicts valid actions for one or more observations.
 
-    :param model: any
-    :param n_steps: number of steps to train
-    :param parts: beginnings of names of parameters; of each some must change
+    :param model: any model
+    :param n_steps: number of training steps
+    :param parts: prefixes of parameter names; some parameters of each must change
     """
     before = state_of(model)["policy"]
     recorder = Recorder()
@@ -150,7 +150,7 @@ def check_training(model: BaseAlgorithm, n_steps: int = 40, parts: tuple[str, ..
 
 
 class Captured(KVWriter):
-    """Keeps what is logged: one dictionary for each dump."""
+    """Keeps the logged values: one dictionary per dump."""
 
     def __init__(self) -> None:
         self.dumps: list[dict[str, Any]] = []
@@ -159,8 +159,8 @@ class Captured(KVWriter):
         """
         Keep a dump.
 
-        :param key_values: what is logged
-        :param key_excluded: formats that are not to show it
+        :param key_values: logged values
+        :param key_excluded: excluded output formats of each value
         :param step: number of steps so far
         """
         assert key_values.keys() == key_excluded.keys()
@@ -172,12 +172,12 @@ class Captured(KVWriter):
 
 def logged(model: BaseAlgorithm, n_steps: int, callback: Any = None) -> list[dict[str, Any]]:
     """
-    Train and listen.
+    Train a model and capture its log.
 
-    :param model: any
-    :param n_steps: number of steps to train
-    :param callback: of the training
-    :return: what each iteration logged, and last what the last update did
+    :param model: any model
+    :param n_steps: number of training steps
+    :param callback: callback of the training run
+    :return: logged values of each iteration, and finally those of the last update
     """
     captured = Captured()
     model.set_logger(Logger(folder=None, output_formats=[captured]))
@@ -190,8 +190,8 @@ def assert_names_all(raised: pytest.ExceptionInfo[ValueError], words: list[str])
     """
     Check the message of a rejected option.
 
-    :param raised: what was raised
-    :param words: all that a single line must name
+    :param raised: the raised exception
+    :param words: strings that the message, a single line, must contain
     """
     message = str(raised.value)
     assert [word for word in words if word not in message] == []
@@ -200,7 +200,7 @@ def assert_names_all(raised: pytest.ExceptionInfo[ValueError], words: list[str])
 
 class ScaledBuffer(PolicyGradientBuffer):
     """
-    A buffer of one's own.
+    A custom buffer that scales rewards.
 
     :param args: as in the base class
     :param scale: factor of all rewards
@@ -225,10 +225,10 @@ class ScaledBuffer(PolicyGradientBuffer):
 
 def assert_matters(base: Options, change: Options) -> None:
     """
-    Check that an option is not ignored.
+    Check that an option has an effect.
 
     :param base: options of :func:`make`
-    :param change: further ones, after which the trained parameters must differ
+    :param change: further options, with which the trained parameters must differ
     """
     before, again, after = _trained(**base), _trained(**base), _trained(**{**base, **change})
     assert th.equal(before, again)

@@ -1,4 +1,4 @@
-"""A PostgreSQL server of our own, on loopback, from the binaries of the package ``pgserver``."""
+"""A local PostgreSQL server from the binaries of the package ``pgserver``."""
 
 import contextlib
 import importlib.util
@@ -23,7 +23,7 @@ BINARIES = "pgserver/pginstall/bin"
 @contextlib.contextmanager
 def server() -> Iterator[str]:
     """
-    Run a server, in a folder that is removed afterwards. Skips the test where the binaries are not installed.
+    Run a server in a temporary folder. Skips the test if the binaries are not installed.
 
     :return: URL of an empty database
     """
@@ -41,11 +41,11 @@ def server() -> Iterator[str]:
 
 def prepare(package: Path, folder: Path) -> dict[str, Any]:
     """
-    :param package: folder of the package; the libraries that its binaries need lie beside it
-    :param folder: gets both and an empty database
+    :param package: folder of the package; its shared libraries are beside it
+    :param folder: target of copies of both and of an empty database
     :return: arguments for ``subprocess``
     """
-    # Not run where they are: an unprivileged user may have no access there.
+    # Copied, since an unprivileged user may have no access to the originals.
     for path in package.parent.glob("pgserver*"):
         if path.is_dir() and path.suffix != ".dist-info":
             shutil.copytree(path, folder / path.name, symlinks=True)
@@ -62,15 +62,15 @@ def prepare(package: Path, folder: Path) -> dict[str, Any]:
 @contextlib.contextmanager
 def running(folder: Path, as_user: dict[str, Any]) -> Iterator[str]:
     """
-    :param folder: as of :func:`prepare`
-    :param as_user: likewise
+    :param folder: folder with the binaries and the database, see :func:`prepare`
+    :param as_user: arguments for ``subprocess``, see :func:`prepare`
     :return: URL of the database
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     command = [str(folder / BINARIES / "postgres"), "-D", str(folder / "data"), "-h", "127.0.0.1", "-p", str(port)]
-    command += ["-k", "", "-F"]  # no socket file; nothing is to survive a crash
+    command += ["-k", "", "-F"]  # no socket file, no fsync
     with (folder / "log").open("wb") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, cwd=folder, **as_user)
     try:
@@ -81,16 +81,16 @@ def running(folder: Path, as_user: dict[str, Any]) -> Iterator[str]:
             time.sleep(0.1)
         yield f"postgresql+psycopg2://postgres@127.0.0.1:{port}/postgres"
     finally:
-        process.send_signal(signal.SIGINT)  # it waits for no client; SIGTERM would
+        process.send_signal(signal.SIGINT)  # fast shutdown; SIGTERM would wait for clients
         process.wait(30)
 
 
 def answers(port: int) -> bool:
     """
-    :param port: of the server
-    :return: whether it takes connections
+    :param port: port of the server
+    :return: whether it accepts connections
     """
-    import psycopg2  # type: ignore[import-untyped]  # it has no annotations
+    import psycopg2  # type: ignore[import-untyped]  # no type annotations
 
     try:
         psycopg2.connect(host="127.0.0.1", port=port, user="postgres", dbname="postgres").close()

@@ -1,7 +1,7 @@
-"""Slow references for the estimators, written as double loops straight from the defining sums, in Python floats.
+"""Slow references for the estimators: double loops over the defining sums, in Python floats.
 
 None of them is a recursion: the tested code solves recursions, and a reference of the same form could share its mistakes.
-Arrays are ``[T, N]``; every result is float64. The functions take the arguments of the functions that they check.
+Arrays are ``[T, N]``; every result is float64. The arguments are those of the tested functions.
 """
 
 import math
@@ -35,7 +35,7 @@ def gae(
     gamma: float,
     lambda_: float,
 ) -> Array:
-    """``sum_l (gamma lambda)^l delta_{t+l}``; it presumes ``values[t + 1] == next_values[t]`` within an episode."""
+    """``sum_l (gamma lambda)^l delta_{t+l}``; assumes ``values[t + 1] == next_values[t]`` within an episode."""
     result = np.empty(rewards.shape)
     for t, i in np.ndindex(rewards.shape):
         result[t, i] = sum(
@@ -56,7 +56,7 @@ def n_step_returns(rewards: Array, next_values: Array, terminated: Array, trunca
 
 
 def reward_to_go(rewards: Array, terminated: Array, truncated: Array, gamma: float, next_values: Array | None = None) -> Array:
-    """The discounted rewards up to the end, plus the bootstrap there if there are values to bootstrap with."""
+    """The discounted rewards up to the end, plus the bootstrap there if values are given."""
     result = np.empty(rewards.shape)
     for t, i in np.ndindex(rewards.shape):
         last = _last_row(terminated, truncated, t, i)
@@ -100,7 +100,7 @@ def retrace_returns(
 
 
 def episode_start_rows(done: Array) -> Array:
-    """The row in which the episode around step t begins."""
+    """The first row of the episode of step t."""
     result = np.empty(done.shape, dtype=int)
     for t, i in np.ndindex(done.shape):
         result[t, i] = _first_row(done, done, t, i)
@@ -108,7 +108,7 @@ def episode_start_rows(done: Array) -> Array:
 
 
 def episode_ids(terminated: Array, truncated: Array) -> Array:
-    """Walk down one environment after the other; a new number after each done and for each new environment."""
+    """Number the episodes of one environment after the other; each done and each environment starts a new number."""
     result = np.empty(terminated.shape, dtype=int)
     number = -1
     for i in range(terminated.shape[1]):
@@ -120,7 +120,7 @@ def episode_ids(terminated: Array, truncated: Array) -> Array:
 
 
 def leave_one_out_mean(weights: Array, episodes: Array) -> Array:
-    """For each step the mean over the steps whose episode is another."""
+    """Mean over the steps of other episodes, for each step."""
     result = np.empty(len(weights))
     for step, own in enumerate(episodes):
         others = [float(weight) for weight, episode in zip(weights, episodes, strict=True) if episode != own]
@@ -139,7 +139,7 @@ def optimal_baseline(estimates: Array, scores: Array) -> Array:
 
 
 def _k_step_return(rewards: Array, next_values: Array, terminated: Array, gamma: float, t: int, i: int, k: int) -> float:
-    """``G^(k)_t``: k rewards, which must not reach past the end of the episode, and the value after them."""
+    """``G^(k)_t``: k rewards, which must not exceed the end of the episode, and the value after them."""
     discounted = sum(gamma**u * float(rewards[t + u, i]) for u in range(k))
     return discounted + gamma**k * _bootstrap(next_values, terminated, t + k - 1, i)
 

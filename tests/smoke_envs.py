@@ -1,4 +1,4 @@
-"""Environments that follow a script, and a callback that writes down all that happens, for tests of collection and updates."""
+"""Scripted environments, and a callback that records every step, for tests of collection and updates."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv
 
 Script = Sequence[tuple[int, str]]
 
-# Two environments whose episodes end at different steps, in every way there is.
+# Two environments whose episodes end at different steps, in every possible way.
 SCRIPTS: list[Script] = [
     [(3, "truncated"), (2, "terminated"), (5, "both"), (4, "truncated")],
     [(4, "terminated"), (1, "truncated"), (6, "terminated"), (2, "both")],
@@ -22,14 +22,13 @@ SCRIPTS: list[Script] = [
 
 class ScriptedEnv(gym.Env[Any, Any]):
     """
-    Episodes of given lengths that end as given, again and again. The observation is (environment, episode, step) / 10, so
-    each is met once in a test and final observations can be told from first ones. The reward depends on all that and on the
-    action.
+    Episodes with given lengths and endings, repeated. The observation is (environment, episode, step) / 10, so it is unique
+    within a test, and final observations differ from first ones. The reward depends on all three and on the action.
 
-    :param number: number of the environment
+    :param number: index of the environment
     :param script: (length, ``"terminated"``, ``"truncated"`` or ``"both"``) of each episode
     :param action_space: two discrete actions by default
-    :param observe: turns (environment, episode, step) into an observation of the space that goes with it
+    :param observe: converts (environment, episode, step) to an observation of the observation space
     :param observation_space: three numbers by default
     """
 
@@ -64,11 +63,11 @@ class ScriptedEnv(gym.Env[Any, Any]):
 
 def scripted_reward(number: int, episode: int, t: int, action: Any) -> float:
     """
-    What :class:`ScriptedEnv` pays.
+    Reward of :class:`ScriptedEnv`.
 
-    :param number: number of the environment
-    :param episode: number of the episode, from 0
-    :param t: step of the episode, from 0
+    :param number: index of the environment
+    :param episode: index of the episode
+    :param t: index of the step in the episode
     :param action: action taken
     :return: the reward
     """
@@ -79,7 +78,7 @@ def scripted_vec_env(scripts: Sequence[Script] = SCRIPTS, **kwargs: Any) -> Dumm
     """
     Vectorise monitored :class:`ScriptedEnv`.
 
-    :param scripts: one for each environment
+    :param scripts: script of each environment
     :param kwargs: further arguments of :class:`ScriptedEnv`
     :return: the environments
     """
@@ -93,14 +92,14 @@ def scripted_vec_env(scripts: Sequence[Script] = SCRIPTS, **kwargs: Any) -> Dumm
 @dataclass
 class Step:
     """
-    One step of one environment, as the environment told it.
+    One step of one environment, as returned by the environment.
 
-    :param obs: what the policy saw
-    :param action: what the policy sampled
-    :param reward: what the environment paid
-    :param next_obs: what came next; the final observation if the episode is over
+    :param obs: observation of the policy
+    :param action: sampled action
+    :param reward: reward of the environment
+    :param next_obs: next observation; the final one if the episode is over
     :param terminated: the episode terminated
-    :param truncated: the episode was cut, and did not terminate at the same step
+    :param truncated: the episode was truncated, and did not terminate at the same step
     :param t: number of steps of the episode before this one
     """
 
@@ -121,11 +120,11 @@ class Step:
 @dataclass
 class Rollout:
     """
-    All that happened between two updates.
+    The steps between two updates.
 
-    :param steps: for each environment its steps
-    :param before: what ``at_start`` of :class:`Recorder` returned when it began
-    :param at_end: what ``at_end`` of :class:`Recorder` returned when it was complete
+    :param steps: steps of each environment
+    :param before: result of ``at_start`` of :class:`Recorder`
+    :param at_end: result of ``at_end`` of :class:`Recorder`
     """
 
     steps: list[list[Step]]
@@ -135,11 +134,11 @@ class Rollout:
 
 class Recorder(BaseCallback):
     """
-    Write down every step from the local variables that callbacks may see, and count the steps of episodes on its own.
+    Record every step from the local variables of callbacks, with an independent count of episode steps.
 
     :param at_start: called with the model when a rollout begins
     :param at_end: called with the model when a rollout is complete
-    :param stop_after: stop the training at that call, ``None``: never
+    :param stop_after: stop training at this call; ``None``: never
     """
 
     def __init__(
@@ -184,10 +183,10 @@ class Recorder(BaseCallback):
 
 def take(obs: Any, i: int) -> Any:
     """
-    Pick one environment's observation.
+    Select the observation of one environment.
 
-    :param obs: array ``[N, ...]`` or a dictionary of such
-    :param i: environment
-    :return: a copy of its part
+    :param obs: array ``[N, ...]`` or dictionary of such arrays
+    :param i: index of the environment
+    :return: copy of its observation
     """
     return {key: np.array(part[i]) for key, part in obs.items()} if isinstance(obs, dict) else np.array(obs[i])

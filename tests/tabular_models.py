@@ -1,4 +1,4 @@
-"""Models of the on-policy algorithms whose networks are tables, for tests of what they learn."""
+"""Models of the on-policy algorithms whose networks are tables, for learning tests."""
 
 import os
 from typing import Any
@@ -8,7 +8,7 @@ import torch as th
 from model_checks import Model
 from stable_baselines3.common.vec_env import VecEnv, VecEnvWrapper
 
-# SEEDS=25 in the environment runs 25 seeds of each test.
+# Set the environment variable SEEDS=25 to run 25 seeds of each test.
 SEEDS = range(int(os.environ.get("SEEDS", "1")))
 GAMMA = 0.9
 
@@ -17,12 +17,12 @@ def tabular(
     algorithm: type[Model], env: VecEnv, seed: int, optimizer_class: type[th.optim.Optimizer] | None = None, **kwargs: Any
 ) -> Any:
     """
-    Build a model with one logit for each state and action and one value for each state: nothing to do with networks is tested.
+    Build a model with one logit for each state and action and one value for each state, so that networks play no role.
 
-    :param algorithm: its class
-    :param env: with discrete observations
-    :param seed: of everything
-    :param optimizer_class: the algorithm's own if not given
+    :param algorithm: class of the model
+    :param env: environments with discrete observations
+    :param seed: seed of the model
+    :param optimizer_class: class of the optimizer, the algorithm's default if not given
     :param kwargs: further arguments
     :return: the model
     """
@@ -34,9 +34,9 @@ def tabular(
 
 def action_probabilities(model: Model, n_states: int) -> np.ndarray:
     """
-    Ask the policy.
+    Evaluate the policy.
 
-    :param model: with discrete observations and actions
+    :param model: model with discrete observations and actions
     :param n_states: number of states
     :return: ``[n_states, A]``
     """
@@ -47,9 +47,9 @@ def action_probabilities(model: Model, n_states: int) -> np.ndarray:
 
 def values(model: Model, n_states: int) -> np.ndarray:
     """
-    Ask the critic.
+    Evaluate the critic.
 
-    :param model: with discrete observations
+    :param model: model with discrete observations
     :param n_states: number of states
     :return: ``[n_states]``
     """
@@ -58,7 +58,7 @@ def values(model: Model, n_states: int) -> np.ndarray:
 
 
 class CutsLookLikeEnds(VecEnvWrapper):
-    """What goes wrong when truncation is treated as termination."""
+    """Reports truncation as termination."""
 
     def reset(self) -> Any:
         """
@@ -72,7 +72,7 @@ class CutsLookLikeEnds(VecEnvWrapper):
         """
         Step.
 
-        :return: as the wrapped environments, without the flag of truncation
+        :return: results of the wrapped environments, without the truncation flag
         """
         obs, rewards, dones, infos = self.venv.step_wait()
         return obs, rewards, dones, [{**info, "TimeLimit.truncated": False} for info in infos]

@@ -1,4 +1,4 @@
-"""An algorithm is more than its code: every part of each one is there, and the documents fit the files."""
+"""Every algorithm has all its parts: code, hyperparameters, tests and documents."""
 
 import ast
 import importlib.metadata
@@ -21,20 +21,20 @@ NOT_ALGORITHMS = {"common", "diagnose", "envs", "estimators", "fast", "zoo", "__
 
 def folder_of(algorithm: Algorithm) -> str:
     """
-    Find out in which folder of the package an algorithm lives.
+    Folder of an algorithm in the package.
 
-    :param algorithm: Row of the registry.
-    :return: Name of the folder.
+    :param algorithm: row of the registry
+    :return: name of the folder
     """
     return algorithm.class_.split(".")[1]
 
 
 def lines_of(path: Path) -> list[str]:
     """
-    Read a file that may not be there.
+    Read a file that may not exist.
 
-    :param path: The file.
-    :return: Its lines, none if it does not exist.
+    :param path: path of the file
+    :return: its lines, empty if it does not exist
     """
     return path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
 
@@ -43,18 +43,18 @@ def cells_of(row: str) -> set[str]:
     """
     Split a row of a Markdown table.
 
-    :param row: Its line.
-    :return: Its cells.
+    :param row: line of the row
+    :return: its cells
     """
     return {cell.strip() for cell in row.split("|")}
 
 
 def resolves(load: Callable[[], object]) -> bool:
     """
-    Try a name of the registry.
+    Check that a name of the registry can be imported.
 
-    :param load: Imports what it stands for.
-    :return: Whether that worked.
+    :param load: imports the object
+    :return: whether it is callable
     """
     try:
         return callable(load())
@@ -64,10 +64,10 @@ def resolves(load: Callable[[], object]) -> bool:
 
 def exports(algorithm: Algorithm) -> bool:
     """
-    Check the public name.
+    Check the public name of an algorithm.
 
-    :param algorithm: Row of the registry.
-    :return: Whether ``sb3_pg`` itself offers the class.
+    :param algorithm: row of the registry
+    :return: whether ``sb3_pg`` exports the class
     """
     name = algorithm.class_name
     return name in sb3_pg.__all__ and getattr(sb3_pg, name) is algorithm.load_class()
@@ -75,11 +75,11 @@ def exports(algorithm: Algorithm) -> bool:
 
 def missing_parts(algorithm: Algorithm, lines_of_conftest: Mapping[str, Any]) -> list[str]:
     """
-    List what a new algorithm still lacks.
+    List the missing parts of an algorithm.
 
-    :param algorithm: Row of the registry.
-    :param lines_of_conftest: Small models of ``tests/conftest.py``.
-    :return: One message for each missing part.
+    :param algorithm: row of the registry
+    :param lines_of_conftest: small models of ``tests/conftest.py``
+    :return: one message for each missing part
     """
     key, folder, class_name = algorithm.key, folder_of(algorithm), algorithm.class_name
     names = ("__init__", folder, "policies", "tuning")
@@ -105,7 +105,7 @@ def test_every_algorithm_is_complete(algorithm: Algorithm, algorithms: Mapping[s
     assert missing_parts(algorithm, algorithms) == []
 
 
-def test_completeness_sees_every_missing_part(algorithms: Mapping[str, Any]) -> None:
+def test_every_missing_part_is_reported(algorithms: Mapping[str, Any]) -> None:
     ghost = Algorithm(
         "ghost", "sb3_pg.ghost.ghost:Ghost", "sb3_pg.ghost.tuning:sample", "sb3_pg.ghost.tuning:convert", "ghost.yml"
     )
@@ -122,14 +122,14 @@ def test_nothing_is_left_unregistered(algorithms: Mapping[str, Any]) -> None:
 
 
 def test_public_names_are_those_of_the_registry() -> None:
-    """Both where Python looks, and where type checkers look."""
+    """Both at run time and for type checkers."""
     expected = {algorithm.class_name for algorithm in ALGOS.values()} | {"register"}
     assert set(sb3_pg.__all__) == expected | {"__version__"}
     tree = ast.parse(Path(sb3_pg.__file__).read_text(encoding="utf-8"))
     block = next(node for node in tree.body if isinstance(node, ast.If))
     assert {alias.name for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names} == expected
     with pytest.raises(AttributeError, match="no attribute 'PPO'"):
-        getattr(sb3_pg, "PPO")  # noqa: B009 # as a misspelt name would be
+        getattr(sb3_pg, "PPO")  # noqa: B009 # as for a misspelt name
 
 
 def test_changelog_describes_this_version() -> None:
@@ -138,7 +138,7 @@ def test_changelog_describes_this_version() -> None:
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=[str(path.relative_to(ROOT)) for path in DOCUMENTS])
-def test_links_lead_to_files(document: Path) -> None:
+def test_links_point_to_files(document: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", document.read_text(encoding="utf-8"))
     local = [target for target in targets if "://" not in target]
     assert [target for target in local if not (document.parent / target).exists()] == []
@@ -156,9 +156,9 @@ def test_constraints_pin_all_that_is_installed(request: pytest.FixtureRequest) -
 
 def canonical(name: str) -> str:
     """
-    Write a name as package indexes compare it.
+    Normalise a name as package indexes do.
 
-    :param name: Name of a distribution.
-    :return: In lower case, every run of dots, dashes and underscores a dash.
+    :param name: name of a distribution
+    :return: name in lower case, with every run of dots, dashes and underscores replaced by a dash
     """
     return re.sub(r"[-_.]+", "-", name).lower()

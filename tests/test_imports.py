@@ -1,4 +1,4 @@
-"""Imports run one way only, and importing the package costs nothing."""
+"""Imports follow the layers of the package, and importing it imports nothing else."""
 
 import ast
 import subprocess
@@ -13,20 +13,20 @@ import sb3_pg
 PACKAGE = Path(sb3_pg.__file__).resolve().parent
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
-# Layer of each room, lowest first; any other folder of the package is an algorithm. A module imports from the layers below and
-# from its own room.
+# Layer of each folder or module, lowest first; any other folder is an algorithm. A module imports from the layers below and
+# from its own folder.
 ESTIMATORS, COMMON, ENGINE, ALGORITHM, REGISTRY, TOOL, TOP = range(7)
 LAYERS = {
     "estimators": ESTIMATORS,
     "common": COMMON,
     "fast": ENGINE,
     "envs": ENGINE,
-    "envpool": TOOL,  # the earlier place of envs.envpool
+    "envpool": TOOL,  # former location of envs.envpool
     "registry": REGISTRY,
     "diagnose": TOOL,
     "zoo": TOOL,
 }
-# What a layer may import from outside, besides the standard library; None is anything.
+# Third-party packages that a layer may import; None: any.
 ALLOWED = {
     ESTIMATORS: {"numpy"},
     COMMON: {"numpy", "torch", "gymnasium", "stable_baselines3"},
@@ -40,11 +40,11 @@ ALLOWED = {
 
 def layer_of(module: str) -> int:
     """
-    Look up a module.
+    Look up the layer of a module.
 
-    :param module: Its dotted name.
-    :return: Its layer.
-    :raises ValueError: It lies beside the rooms and has no layer yet.
+    :param module: dotted name of the module
+    :return: layer
+    :raises ValueError: the module has no layer yet
     """
     room = module.split(".")[1] if "." in module else None
     if room is None:
@@ -56,10 +56,10 @@ def layer_of(module: str) -> int:
 
 def name_of(path: Path) -> str:
     """
-    Name a module.
+    Name of a module.
 
-    :param path: Its file in the package.
-    :return: Its dotted name.
+    :param path: file in the package
+    :return: dotted name
     """
     parts = path.relative_to(PACKAGE.parent).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
@@ -67,19 +67,19 @@ def name_of(path: Path) -> str:
 
 def imports_of(source: str) -> Iterator[str]:
     """
-    List what a module imports: at its top, in functions and for type checking alike.
+    List the imports of a module, including those in functions and for type checking.
 
-    :param source: Its text.
-    :return: Dotted names; each name of a ``from`` import is taken for a module, which is right for the first two parts.
-    :raises ValueError: The module imports relatively.
+    :param source: source code
+    :return: dotted names of modules
+    :raises ValueError: a relative import
     """
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             if node.level or node.module is None:
-                raise ValueError("write imports absolute, as everywhere else")
-            # `from sb3_pg import fast` imports sb3_pg.fast, `from sb3_pg import VPG` the top.
+                raise ValueError("use absolute imports")
+            # `from sb3_pg import fast` imports sb3_pg.fast, `from sb3_pg import VPG` the package.
             rooms = (
                 {alias.name for alias in node.names if (PACKAGE / alias.name).is_dir()} if node.module == "sb3_pg" else set()
             )
@@ -90,9 +90,9 @@ def violations(module: str, source: str) -> list[str]:
     """
     Check the imports of one module.
 
-    :param module: Its dotted name.
-    :param source: Its text.
-    :return: The names that it must not import.
+    :param module: dotted name of the module
+    :param source: source code
+    :return: forbidden imports
     """
     layer = layer_of(module)
 
@@ -109,7 +109,7 @@ def violations(module: str, source: str) -> list[str]:
 
 
 @pytest.mark.parametrize("path", MODULES, ids=[name_of(path) for path in MODULES])
-def test_imports_run_one_way(path: Path) -> None:
+def test_imports_follow_the_layers(path: Path) -> None:
     assert violations(name_of(path), path.read_text(encoding="utf-8")) == []
 
 
@@ -133,7 +133,7 @@ def test_imports_run_one_way(path: Path) -> None:
         ("sb3_pg", "import numpy"),
     ],
 )
-def test_wrong_imports_are_seen(module: str, source: str) -> None:
+def test_forbidden_imports_are_detected(module: str, source: str) -> None:
     assert len(violations(module, source)) == 1
 
 

@@ -1,4 +1,4 @@
-"""Baselines without a critic: numbers worked by hand, slow references, identities, independence of the own episode."""
+"""Critic-free baselines: values computed by hand, slow references, identities, independence of the own episode."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ def assert_close(actual: Array, expected: Array, largest: float, dtype: npt.DTyp
 
 @st.composite
 def steps_of_episodes(draw: st.DrawFn) -> tuple[Array, Array, int]:
-    """Weights and episode numbers of steps, in any order; every one of at least two episodes has a step."""
+    """Weights and episode numbers of steps, in any order; at least two episodes, each with at least one step."""
     n_episodes = draw(st.integers(2, 6))
     more = draw(st.lists(st.integers(0, n_episodes - 1), max_size=20))
     episodes = np.array(draw(st.permutations(list(range(n_episodes)) + more)), dtype=np.intp)
@@ -43,7 +43,7 @@ def steps_of_episodes(draw: st.DrawFn) -> tuple[Array, Array, int]:
 
 @st.composite
 def estimates_and_scores(draw: st.DrawFn) -> tuple[Array, Array]:
-    """``[K, P]`` estimates and scores; a share of the scores is exactly zero, as for features that an episode never met."""
+    """``[K, P]`` estimates and scores; some scores are exactly zero, as for features that an episode never visits."""
     shape = (draw(st.integers(2, 7)), draw(st.integers(1, 4)))
     met = draw(hnp.arrays(bool, shape, elements=st.sampled_from([True, True, False])))
     rng, dtype = np.random.default_rng(draw(SEEDS)), draw(DTYPES)
@@ -56,8 +56,8 @@ def estimates_and_scores(draw: st.DrawFn) -> tuple[Array, Array]:
 
 
 def test_episode_ids_by_hand() -> None:
-    # Env 0 terminates at t = 1 and is cut at the end, env 1 is truncated at t = 2, env 2 goes on throughout, env 3 ends with
-    # both flags at t = 0 and with a termination in the last row, after which no episode begins.
+    # Env 0 terminates at t = 1 and is cut at the end, env 1 is truncated at t = 2, env 2 does not end, env 3 ends with both
+    # flags at t = 0 and with a termination in the last row, after which no episode begins.
     terminated = np.array([[0, 0, 0, 1], [1, 0, 0, 0], [0, 0, 0, 0], [0, 0, 0, 1]], dtype=bool)
     truncated = np.array([[0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 0, 0], [0, 0, 0, 0]], dtype=bool)
     ids = baselines.episode_ids(terminated, truncated)
@@ -82,7 +82,7 @@ def test_episode_ids_equal_the_slow_reference(flags: Array, seed: int) -> None:
     terminated, truncated = frozen((flags & 1) > 0), frozen((flags & 2) > 0)
     ids = baselines.episode_ids(terminated, truncated)
     np.testing.assert_array_equal(ids, references.episode_ids(terminated, truncated))
-    # The rest of the package must mean the same by an episode: the undiscounted sum over each is its total return.
+    # Consistent with returns.py: the undiscounted sum over an episode is its total return.
     rewards = np.random.default_rng(seed).normal(size=flags.shape)
     sums = np.array([rewards[ids == k].sum() for k in range(ids.max() + 1)])
     np.testing.assert_allclose(sums[ids], total_returns(rewards, terminated, truncated, 1.0), atol=1e-12)
@@ -124,7 +124,7 @@ def test_leave_one_out_mean_per_episode_equals_the_slow_reference(n_episodes: in
 
 @PROPERTY
 @given(steps=steps_of_episodes(), data=st.data(), change=st.floats(-1e3, 1e3))
-def test_the_mean_baseline_does_not_depend_on_the_own_episode(
+def test_the_mean_baseline_does_not_depend_on_its_own_episode(
     steps: tuple[Array, Array, int], data: st.DataObject, change: float
 ) -> None:
     weights, episodes, n_episodes = steps
@@ -133,7 +133,7 @@ def test_the_mean_baseline_does_not_depend_on_the_own_episode(
     before, after = (baselines.leave_one_out_mean(w, episodes, n_episodes) for w in (weights, changed))
     largest = max(float(np.abs(weights).max()), 1.0) * max(1.0, abs(change))
     assert_close(after[own], before[own], largest, weights.dtype)
-    # It is the baseline of every step of the episode, and all other episodes do see the change.
+    # It is the same for every step of the episode, and the baselines of all other episodes change.
     assert np.ptp(before[own]) == 0
     moved = abs(float(changed[own].astype(float).sum() - weights[own].astype(float).sum())) / len(weights)
     shift = np.abs(after[~own].astype(float) - before[~own])
@@ -149,7 +149,7 @@ def test_the_mean_of_equal_weights_is_that_weight(steps: tuple[Array, Array, int
 
 
 @pytest.mark.parametrize("n_episodes", [0, 1])
-def test_a_mean_over_other_episodes_needs_two(n_episodes: int) -> None:
+def test_a_mean_over_other_episodes_needs_two_episodes(n_episodes: int) -> None:
     with pytest.raises(ValueError, match="two episodes"):
         baselines.leave_one_out_mean(np.ones(n_episodes), np.zeros(n_episodes, dtype=int), n_episodes)
     with pytest.raises(ValueError, match="two episodes"):
@@ -168,7 +168,7 @@ def test_a_mean_over_other_episodes_needs_two(n_episodes: int) -> None:
         (0, [], 2),  # no step at all
     ],
 )
-def test_episode_numbers_that_do_not_fit_are_rejected(n_weights: int, episodes: list[int], n_episodes: int) -> None:
+def test_invalid_episode_numbers_are_rejected(n_weights: int, episodes: list[int], n_episodes: int) -> None:
     with pytest.raises(ValueError, match=r"episodes|length|negative"):
         baselines.leave_one_out_mean(np.ones(n_weights), np.array(episodes, dtype=np.intp), n_episodes)
 
@@ -228,10 +228,10 @@ def test_the_optimal_baseline_scales_with_estimates_and_against_scores(batch: tu
 
 @PROPERTY
 @given(batch=estimates_and_scores(), data=st.data(), change=st.sampled_from([0.0, -3.0, 1e6, 1e12]))
-def test_the_optimal_baseline_does_not_depend_on_the_own_episode(
+def test_the_optimal_baseline_does_not_depend_on_its_own_episode(
     batch: tuple[Array, Array], data: st.DataObject, change: float
 ) -> None:
-    # Exactly, and however large the own episode is: a difference of sums would lose the digits of the others.
+    # Exactly, however large the own episode is: a difference of sums would lose precision.
     estimates, scores = batch
     own = data.draw(st.integers(0, len(estimates) - 1), label="own episode")
     changed_estimates, changed_scores = estimates.copy(), scores.copy()
@@ -259,7 +259,7 @@ def test_standardize_by_hand(dtype: npt.DTypeLike) -> None:
     np.testing.assert_allclose(result, expected, rtol=1e-6, strict=True)
 
 
-def test_standardize_guards_a_deviation_of_zero() -> None:
+def test_standardize_handles_a_deviation_of_zero() -> None:
     np.testing.assert_array_equal(baselines.standardize(np.full((3, 2), 5.0)), np.zeros((3, 2)))
     # -1e-8, 1e-8: deviation sqrt(2) 1e-8, and 1e-8 is added to it: 1 / (1 + sqrt 2)
     result = baselines.standardize(np.array([-1e-8, 1e-8]))
@@ -271,7 +271,7 @@ def test_standardize_guards_a_deviation_of_zero() -> None:
 def test_standardized_weights_have_mean_zero_and_deviation_one(
     shape: tuple[int, ...], dtype: npt.DTypeLike, seed: int
 ) -> None:
-    # Distinct multiples of 1: their deviation is at least sqrt(1/2), whatever the draw.
+    # Distinct integers: their deviation is at least sqrt(1/2), whatever the draw.
     weights = frozen(np.random.default_rng(seed).permutation(int(np.prod(shape))).reshape(shape).astype(dtype))
     result = baselines.standardize(weights)
     assert result.shape == weights.shape
@@ -294,7 +294,7 @@ def test_standardized_constants_are_zero(value: float) -> None:
     assert np.abs(baselines.standardize(np.full(100, value, dtype=np.float32))).max() < 1e-6
 
 
-def test_integers_and_other_shapes_are_rejected() -> None:
+def test_integers_and_wrong_shapes_are_rejected() -> None:
     with pytest.raises(ValueError, match="floating point"):
         baselines.leave_one_out_mean_per_episode(np.array([1, 2, 4]))
     with pytest.raises(ValueError, match=r"\[K, P\]"):

@@ -1,4 +1,4 @@
-"""Returns and advantages: numbers worked by hand, slow references, identities, cut and joined trajectories, wrong input."""
+"""Returns and advantages: values computed by hand, slow references, identities, cut trajectories, invalid input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
@@ -37,7 +37,7 @@ FLAGS = ("terminated", "truncated")
 
 @dataclass(frozen=True)
 class Rollout:
-    """Every array that an estimator may want, each ``[T, N]``."""
+    """All arrays that estimators take, each ``[T, N]``."""
 
     rewards: Array
     values: Array
@@ -64,7 +64,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Parameters:
-    """Every number that an estimator may want."""
+    """All numbers that estimators take."""
 
     gamma: float
     lambda_: float = 1.0
@@ -72,7 +72,7 @@ class Parameters:
 
 
 def compute(case: str, rollout: Rollout, parameters: Parameters, module: ModuleType = returns) -> Array:
-    """Call the function that the case names, with the arguments that it wants, by position."""
+    """Call the function of a case with its positional arguments."""
     function = getattr(module, case.split(",")[0])
     source = {**vars(rollout), **vars(parameters)}
     return np.asarray(function(*(source[name] for name in CASES[case].split())))
@@ -89,8 +89,8 @@ def with_last_row(array: Array, row: Array) -> Array:
 
 def make_rollout(terminated: Array, truncated: Array, dtype: npt.DTypeLike, seed: int) -> Rollout:
     """
-    Random numbers around the flags: ``values[t + 1] == next_values[t]`` within an episode, values of terminated steps
-    NaN, and all arrays read-only, so that an estimator that writes into its input fails.
+    Random numbers for the given flags: ``values[t + 1] == next_values[t]`` within an episode, next values of terminated
+    steps NaN, and all arrays read-only, so that an estimator that writes into its input fails.
     """
     rng = np.random.default_rng(seed)
     arrays = {name: rng.normal(size=terminated.shape).astype(dtype) for name in FLOATS}
@@ -108,8 +108,8 @@ def make_rollout(terminated: Array, truncated: Array, dtype: npt.DTypeLike, seed
 
 def tolerance(rollout: Rollout) -> float:
     """
-    A bound on the rounding error, with room to spare: a result is a sum of at most 3 (T + 1) terms, none of them larger
-    than the largest entry (all factors are in [0, 1]), each of them rounded at most 4 (T + 1) times.
+    A generous bound on the rounding error: a result is a sum of at most 3 (T + 1) terms, none of them larger than the
+    largest entry (all factors are in [0, 1]), each rounded at most 4 (T + 1) times.
     """
     largest = max(1.0, *(float(np.nanmax(np.abs(getattr(rollout, name)), initial=0.0)) for name in LINEAR))
     return 48 * (len(rollout.rewards) + 1) ** 2 * largest * float(np.finfo(rollout.rewards.dtype).eps)
@@ -122,7 +122,7 @@ def assert_close(actual: Array, expected: Array, rollout: Rollout) -> None:
 
 
 def steps_left(done: Array) -> Array:
-    """Steps up to the end of the episode or the array, this one included."""
+    """Number of steps up to the end of the episode or the array, including this one."""
     left = np.ones(done.shape, dtype=int)
     for t in reversed(range(len(done) - 1)):
         left[t] += np.where(done[t], 0, left[t + 1])
@@ -131,7 +131,7 @@ def steps_left(done: Array) -> Array:
 
 @st.composite
 def rollouts(draw: st.DrawFn, min_steps: int = 1, max_steps: int = 18, n_envs: int | None = None) -> Rollout:
-    """Any pattern of terminations and truncations, both at once included, in float32 and float64."""
+    """Any pattern of terminations and truncations, including both at once, in float32 and float64."""
     shape = (draw(st.integers(min_steps, max_steps)), n_envs or draw(st.integers(1, 3)))
     flags = draw(hnp.arrays(np.int8, shape, elements=st.sampled_from([0, 0, 0, 0, 0, 1, 2, 3])))
     dtype = draw(st.sampled_from([np.float32, np.float64]))
@@ -142,7 +142,7 @@ UNIT_INTERVAL = st.one_of(st.sampled_from([0.0, 0.5, 0.9, 0.99, 1.0]), st.floats
 PARAMETERS = st.builds(Parameters, gamma=UNIT_INTERVAL, lambda_=UNIT_INTERVAL, n=st.integers(1, 20))
 
 
-# ----------------------------------------------------------------------------------------------- numbers worked by hand
+# ------------------------------------------------------------------------------------------------ values computed by hand
 
 # Two environments, four steps. Environment 0 terminates at t = 1 and is cut by the end of the array at t = 3. Environment 1
 # is truncated at t = 2 and cut at t = 3. With gamma = lambda = 1/2 every number below is exact in binary.
@@ -192,7 +192,7 @@ BY_HAND = {
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("case", CASES)
-def test_numbers_worked_by_hand(case: str, dtype: npt.DTypeLike) -> None:
+def test_values_computed_by_hand(case: str, dtype: npt.DTypeLike) -> None:
     expected = np.array(BY_HAND[case], dtype=dtype).T
     np.testing.assert_array_equal(compute(case, hand_rollout(dtype), HALF), expected, strict=True)
 
@@ -209,7 +209,7 @@ def test_n_step_returns_by_hand_for_other_look_aheads() -> None:
     np.testing.assert_array_equal(four, [12, 22, 40, 72])
 
 
-def test_terminated_wins_where_both_flags_are_set() -> None:
+def test_terminated_takes_precedence_if_both_flags_are_set() -> None:
     both = np.array([[True], [False]])
     rollout = replace(make_rollout(both, both, np.float64, seed=0), rewards=np.array([[2.0], [3.0]]))
     parameters = Parameters(gamma=0.5, lambda_=0.5, n=2)
@@ -253,7 +253,7 @@ def test_equals_the_slow_reference_on_a_long_rollout(case: str, n_steps: int) ->
 @PROPERTY
 @given(rollout=rollouts(), parameters=PARAMETERS, other=st.integers(0, 99))
 def test_gae_is_the_lambda_return_minus_the_value(rollout: Rollout, parameters: Parameters, other: int) -> None:
-    # It holds for any values, also for such as do not agree with next_values.
+    # This holds for any values, even if they contradict next_values.
     values = np.random.default_rng(other).normal(size=rollout.rewards.shape).astype(rollout.rewards.dtype)
     for critic in (rollout, replace(rollout, values=values)):
         assert_close(compute("gae", critic, parameters), compute("lambda_returns", critic, parameters) - critic.values, critic)
@@ -319,7 +319,7 @@ def test_the_total_return_is_the_first_reward_to_go_of_its_episode(rollout: Roll
 
 @PROPERTY
 @given(rollout=rollouts(), gamma=UNIT_INTERVAL)
-def test_without_bootstrap_is_with_values_of_zero(rollout: Rollout, gamma: float) -> None:
+def test_no_bootstrap_equals_values_of_zero(rollout: Rollout, gamma: float) -> None:
     zeros = replace(rollout, next_values=np.zeros_like(rollout.rewards))
     with_zeros = compute("reward_to_go, bootstrapped", zeros, Parameters(gamma))
     np.testing.assert_array_equal(compute("reward_to_go", rollout, Parameters(gamma)), with_zeros, strict=True)
@@ -339,7 +339,7 @@ def test_retrace_does_not_distinguish_ratios_above_one(rollout: Rollout, paramet
 @PROPERTY
 @given(rollout=rollouts(), parameters=PARAMETERS)
 def test_retrace_on_policy_is_the_lambda_return(rollout: Rollout, parameters: Parameters) -> None:
-    # rho = 1 and V'_t = Q(s_{t+1}, a_{t+1}): on-policy, with the action taken as the sample of the next action.
+    # rho = 1 and V'_t = Q(s_{t+1}, a_{t+1}): on-policy, with the value estimated by the action taken.
     on_policy = replace(
         rollout,
         importance_ratios=np.ones_like(rollout.rewards),
@@ -370,7 +370,7 @@ def test_linear_in_rewards_and_values(case: str, rollout: Rollout, parameters: P
 
 
 def endless_rollout(gamma: float) -> Rollout:
-    """Reward 1 for ever, cut by a time limit at random, with a critic that is right about it: ``1 / (1 - gamma)``."""
+    """Reward 1 at every step, truncated at random, with the exact critic ``1 / (1 - gamma)``."""
     truncated = np.random.default_rng(0).random((300, 2)) < 0.05
     one, worth = np.ones(truncated.shape), np.full(truncated.shape, 1 / (1 - gamma))
     return Rollout(one, worth, worth, worth, worth, 2 * one, np.zeros_like(truncated), truncated)
@@ -378,7 +378,7 @@ def endless_rollout(gamma: float) -> Rollout:
 
 @pytest.mark.parametrize("case", BOOTSTRAPPED)
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99])
-def test_a_reward_of_one_for_ever_is_worth_the_geometric_series(case: str, gamma: float) -> None:
+def test_a_constant_reward_is_worth_the_geometric_series(case: str, gamma: float) -> None:
     rollout = endless_rollout(gamma)
     expected = np.zeros_like(rollout.values) if case == "gae" else rollout.values
     result = compute(case, rollout, Parameters(gamma, lambda_=0.9, n=7))
@@ -386,7 +386,7 @@ def test_a_reward_of_one_for_ever_is_worth_the_geometric_series(case: str, gamma
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.99])
-def test_a_reward_of_one_without_bootstrap_is_worth_a_finite_series(gamma: float) -> None:
+def test_a_constant_reward_without_bootstrap_is_worth_a_finite_series(gamma: float) -> None:
     rollout = endless_rollout(gamma)
     left = steps_left(rollout.done)
     to_go, total = (compute(case, rollout, Parameters(gamma)) for case in ("reward_to_go", "total_returns"))
@@ -401,7 +401,7 @@ def test_a_reward_of_one_without_bootstrap_is_worth_a_finite_series(gamma: float
 @pytest.mark.parametrize("case", CASES)
 @PROPERTY
 @given(rollout=rollouts(n_envs=3), parameters=PARAMETERS)
-def test_environments_do_not_touch_each_other(case: str, rollout: Rollout, parameters: Parameters) -> None:
+def test_environments_are_independent(case: str, rollout: Rollout, parameters: Parameters) -> None:
     whole = compute(case, rollout, parameters)
     for i in range(3):
         assert_close(whole[:, i : i + 1], compute(case, rollout.env(i), parameters), rollout)
@@ -410,16 +410,16 @@ def test_environments_do_not_touch_each_other(case: str, rollout: Rollout, param
 @pytest.mark.parametrize("case", CASES)
 @PROPERTY
 @given(first=rollouts(n_envs=2, max_steps=9), seed=st.integers(0, 99), data=st.data(), parameters=PARAMETERS)
-def test_a_done_separates_what_is_joined(
+def test_a_done_separates_joined_trajectories(
     case: str, first: Rollout, seed: int, data: st.DataObject, parameters: Parameters
 ) -> None:
-    # Episodes of the second half keep what they were, and those of the first half too, since it ends with a done.
+    # The results of both halves are unchanged, since the first one ends with a done.
     ended = data.draw(hnp.arrays(bool, 2), label="terminated rather than truncated")
     terminated, truncated = with_last_row(first.terminated, ended), with_last_row(first.truncated, ~ended)
     first = make_rollout(terminated, truncated, first.rewards.dtype, seed)
     flags = np.random.default_rng(seed).random((2, 7, 2)) < 0.1
     second = make_rollout(flags[0], flags[1], first.rewards.dtype, seed + 1)
-    # Row 0 of the second half has NaN action values where it stands alone; inside an array they are numbers, as in a buffer.
+    # Row 0 of the second half has NaN action values, which are never read there; inside an array they must be numbers.
     inside = replace(
         second, q_values=np.nan_to_num(second.q_values), importance_ratios=np.nan_to_num(second.importance_ratios)
     )
@@ -447,7 +447,7 @@ def test_a_cut_bootstraps_with_the_return_of_the_second_half(rollout: Rollout, g
 
 @PROPERTY
 @given(rollout=rollouts(min_steps=2), gamma=UNIT_INTERVAL, data=st.data())
-def test_a_cut_without_bootstrap_loses_just_the_second_half(rollout: Rollout, gamma: float, data: st.DataObject) -> None:
+def test_a_cut_without_bootstrap_loses_only_the_second_half(rollout: Rollout, gamma: float, data: st.DataObject) -> None:
     cut, first, second = halves(rollout, data)
     before, after = (compute("reward_to_go", half, Parameters(gamma)) for half in (first, second))
     left = steps_left(first.done)
@@ -458,7 +458,7 @@ def test_a_cut_without_bootstrap_loses_just_the_second_half(rollout: Rollout, ga
 
 @PROPERTY
 @given(rollout=rollouts(min_steps=2), parameters=PARAMETERS, data=st.data())
-def test_a_cut_lambda_return_and_advantage_is_continued(rollout: Rollout, parameters: Parameters, data: st.DataObject) -> None:
+def test_lambda_returns_and_gae_continue_across_a_cut(rollout: Rollout, parameters: Parameters, data: st.DataObject) -> None:
     _, first, second = halves(rollout, data)
     after, lambda_ = compute("lambda_returns", second, parameters), parameters.lambda_
     mixture = (1 - lambda_) * first.next_values[-1] + lambda_ * after[0]
@@ -471,7 +471,7 @@ def test_a_cut_lambda_return_and_advantage_is_continued(rollout: Rollout, parame
 
 @PROPERTY
 @given(rollout=rollouts(min_steps=2), parameters=PARAMETERS, data=st.data())
-def test_a_cut_retrace_return_is_continued(rollout: Rollout, parameters: Parameters, data: st.DataObject) -> None:
+def test_retrace_returns_continue_across_a_cut(rollout: Rollout, parameters: Parameters, data: st.DataObject) -> None:
     _, first, second = halves(rollout, data)
     after = compute("retrace_returns", second, parameters)
     trace = parameters.lambda_ * np.minimum(second.importance_ratios[0], 1)
@@ -484,9 +484,7 @@ def test_a_cut_retrace_return_is_continued(rollout: Rollout, parameters: Paramet
 
 @PROPERTY
 @given(rollout=rollouts(min_steps=2), parameters=PARAMETERS, data=st.data())
-def test_a_cut_n_step_return_looks_less_far_into_the_second_half(
-    rollout: Rollout, parameters: Parameters, data: st.DataObject
-) -> None:
+def test_n_step_returns_continue_across_a_cut(rollout: Rollout, parameters: Parameters, data: st.DataObject) -> None:
     cut, first, second = halves(rollout, data)
     whole, n = compute("n_step_returns", rollout, parameters), parameters.n
     assert_close(whole[cut:], compute("n_step_returns", second, parameters), rollout)
@@ -500,7 +498,7 @@ def test_a_cut_n_step_return_looks_less_far_into_the_second_half(
         assert_close(whole[cut - distance], compute("n_step_returns", half, parameters)[cut - distance], rollout)
 
 
-# ---------------------------------------------------------------------------------------------------------- wrong input
+# -------------------------------------------------------------------------------------------------------- invalid input
 
 ARRAY_ARGUMENTS = [(case, name) for case, names in CASES.items() for name in names.split() if name in FLOATS + FLAGS]
 
@@ -516,7 +514,7 @@ def test_a_wrong_rank_or_shape_is_rejected(case: str, name: str) -> None:
     array = getattr(rollout, name)
     for wrong in (array[:, 0], array[..., None], np.array(array[0, 0]), array.tolist()):
         reject(case, replace(rollout, **{name: wrong}), rf"{name} .*\[T, N\]")
-    # A rewards array of another shape makes all the others wrong: the message names the first of them.
+    # If the shape of rewards is wrong, the message names the first of the other arrays.
     for wrong in (array[1:], array[:, :1], array[:1], array.T[:, :2]):
         reject(
             case, replace(rollout, **{name: wrong}), "shape of rewards" if name == "rewards" else f"{name} .*shape of rewards"
@@ -553,11 +551,11 @@ def test_a_factor_outside_the_unit_interval_is_rejected(case: str, name: str, wr
 
 
 @pytest.mark.parametrize("wrong", [0, -1, 1.5, 2.0, True, None, "2"])
-def test_a_look_ahead_that_is_no_positive_integer_is_rejected(wrong: Any) -> None:
+def test_a_look_ahead_that_is_not_a_positive_integer_is_rejected(wrong: Any) -> None:
     reject("n_step_returns", hand_rollout(np.float64), "n must be", replace(HALF, n=wrong))
 
 
-def test_a_numpy_integer_is_a_look_ahead() -> None:
+def test_a_numpy_integer_is_a_valid_look_ahead() -> None:
     expected = np.array(BY_HAND["n_step_returns"]).T
     np.testing.assert_array_equal(compute("n_step_returns", hand_rollout(np.float64), replace(HALF, n=np.int64(2))), expected)
 

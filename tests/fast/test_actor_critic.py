@@ -1,4 +1,4 @@
-"""Actor and critic in numpy give what the policy gives, and stand aside where they could not."""
+"""Actor and critic in numpy equal the policy; unsupported policies have no fast path."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -30,7 +30,7 @@ def make(
     policy_class: type[ActorCriticPolicy] = ActorCriticPolicy,
     **kwargs: Any,
 ) -> ActorCriticPolicy:
-    """A policy whose parameters are no longer those of the initialisation, under which all actions are nearly equal."""
+    """A policy with perturbed parameters: with the initial ones all actions are nearly equally likely."""
     policy = policy_class(observation_space, action_space, lambda _: 1e-3, **kwargs)
     with th.no_grad():
         for parameter in policy.parameters():
@@ -82,7 +82,7 @@ NETWORKS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_outputs_are_those_of_the_policy(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
+def test_outputs_equal_those_of_the_policy(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
     policy = make(action_space, **network)
     obs = np.random.default_rng(0).normal(size=(7, 3)).astype(np.float32)
     outputs = outputs_of(fast_path_of(policy), obs)
@@ -101,7 +101,7 @@ def test_observations_of_any_shape_and_precision(space: spaces.Box) -> None:
     assert outputs_of(fast_path_of(policy), obs) == pytest.approx(expected_outputs(policy, obs), abs=1e-5)
 
 
-def test_it_follows_updates_and_loaded_parameters() -> None:
+def test_updated_and_loaded_parameters_are_used() -> None:
     policy, other = make(), make()
     obs = np.ones((1, 3), dtype=np.float32)
     path = fast_path_of(policy)
@@ -114,9 +114,9 @@ def test_it_follows_updates_and_loaded_parameters() -> None:
     assert np.array_equal(outputs_of(path, obs), outputs_of(fast_path_of(other), obs))
 
 
-def test_the_observations_are_left_alone() -> None:
+def test_observations_are_not_modified() -> None:
     obs = np.ones((2, 3), dtype=np.float32)
-    # Without hidden layer, and with an activation that works in place.
+    # Without hidden layers, and with an in-place activation.
     for arch in ([], [4]):
         sample(fast_path_of(make(net_arch=arch, activation_fn=nn.ReLU)), obs)
         assert np.array_equal(obs, np.ones((2, 3)))
@@ -143,7 +143,7 @@ def test_gaussian_moments() -> None:
     assert abs(np.corrcoef(actions.T)[0, 1]) < 0.02
 
 
-def test_impossible_actions_are_never_drawn() -> None:
+def test_impossible_actions_are_never_sampled() -> None:
     policy = make(net_arch=[])
     with th.no_grad():
         bias_of(policy).copy_(th.tensor([-1e4, 0.0, 0.0, -1e4]))
@@ -152,8 +152,8 @@ def test_impossible_actions_are_never_drawn() -> None:
 
 
 @pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
-def test_actions_are_those_of_the_policy(action_space: gym.Space[Any]) -> None:
-    """From the same state of the generator."""
+def test_actions_equal_those_of_the_policy(action_space: gym.Space[Any]) -> None:
+    """With the same random numbers."""
     policy = make(action_space)
     obs = np.random.default_rng(0).normal(size=(500, 3)).astype(np.float32)
     th.manual_seed(3)
@@ -163,7 +163,7 @@ def test_actions_are_those_of_the_policy(action_space: gym.Space[Any]) -> None:
     assert sample(fast_path_of(policy), obs) == pytest.approx(expected, abs=1e-5)
 
 
-def test_the_seed_of_the_algorithm_decides() -> None:
+def test_the_seed_determines_the_actions() -> None:
     obs, path = np.ones((4, 3), dtype=np.float32), fast_path_of(make())
     th.manual_seed(1)
     first = sample(path, obs)
@@ -171,7 +171,7 @@ def test_the_seed_of_the_algorithm_decides() -> None:
     assert np.array_equal(first, sample(path, obs))
 
 
-def test_broken_parameters_are_an_error() -> None:
+def test_non_finite_parameters_raise() -> None:
     policy = make()
     with th.no_grad():
         bias_of(policy).fill_(float("nan"))
@@ -180,11 +180,11 @@ def test_broken_parameters_are_an_error() -> None:
 
 
 class OwnExtractor(FlattenExtractor):
-    """Another class is another network."""
+    """A subclass may compute something else."""
 
 
 class OwnPolicy(ActorCriticPolicy):
-    """Its features differ from those that the layers would be given."""
+    """Its features may differ."""
 
     def extract_features(self, *args: Any, **kwargs: Any) -> Any:
         return super().extract_features(*args, **kwargs)
@@ -228,7 +228,7 @@ def gradients_of(policy: ActorCriticPolicy) -> list[np.ndarray]:
 
 
 def assert_close(gradients: list[np.ndarray], expected: list[np.ndarray]) -> None:
-    """Relative to the size of all: rounding errors scale with what is summed up, not with the result."""
+    """Relative to the largest gradient: rounding errors scale with the terms of a sum, not with the result."""
     size = max(float(np.abs(array).max()) for array in expected)
     for gradient, array in zip(gradients, expected, strict=True):
         assert np.abs(gradient - array).max() <= 1e-4 * size
@@ -236,7 +236,7 @@ def assert_close(gradients: list[np.ndarray], expected: list[np.ndarray]) -> Non
 
 @pytest.mark.parametrize("action_space", [DISCRETE, CONTINUOUS], ids=str)
 @pytest.mark.parametrize("network", NETWORKS, ids=str)
-def test_gradients_and_losses_are_those_of_autograd(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
+def test_gradients_and_losses_equal_those_of_autograd(action_space: gym.Space[Any], network: dict[str, Any]) -> None:
     policy = make(action_space, **network)
     batch, targets = batch_of(policy)
     ent_coef, vf_coef = 0.2, 0.7
@@ -258,8 +258,8 @@ def test_gradients_and_losses_are_those_of_autograd(action_space: gym.Space[Any]
     assert_close(gradients_of(policy), expected)
 
 
-def test_policy_and_critic_are_differentiated_apart() -> None:
-    """Each leaves the gradients of the other alone, and the norms add up."""
+def test_policy_and_critic_have_separate_gradients() -> None:
+    """Neither changes the gradients of the other, and the squared norms add up."""
     policy = make(CONTINUOUS)
     path, (batch, targets) = fast_path_of(policy), batch_of(policy)
     actor_norm = path.policy_gradient(batch).grad_norm
@@ -273,7 +273,7 @@ def test_policy_and_critic_are_differentiated_apart() -> None:
 
 
 @pytest.mark.parametrize("max_norm", [0.1, 5.0, 50.0, None])
-def test_clipping_is_that_of_torch(max_norm: float | None) -> None:
+def test_clipping_equals_that_of_torch(max_norm: float | None) -> None:
     gradient = np.array([3.0, 4.0, 0.0], dtype=np.float32)
     parameters = [th.nn.Parameter(th.zeros(1)) for _ in gradient]
     for parameter, number in zip(parameters, gradient, strict=True):
@@ -294,7 +294,7 @@ UPDATES: list[tuple[Any, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("algorithm", "options"), UPDATES, ids=str)
 @pytest.mark.parametrize("env", ["Pendulum-v1", "CartPole-v1"])
-def test_training_is_the_same_by_either_path(algorithm: Any, options: dict[str, Any], env: str) -> None:
+def test_training_is_the_same_with_and_without_the_fast_path(algorithm: Any, options: dict[str, Any], env: str) -> None:
     model = algorithm("MlpPolicy", env, seed=0, device="cpu", **options)
     assert model._fast_path() is not None
     model.learn(100)

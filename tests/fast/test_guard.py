@@ -1,4 +1,4 @@
-"""The guard sees whatever a user can do to a network; what it cannot find out, it takes for a change."""
+"""The guard detects every change to a network; what it cannot determine counts as a change."""
 
 import copy
 import functools
@@ -45,7 +45,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
     "moved memory": lambda m: nn.utils.vector_to_parameters(th.zeros(26), m.parameters()),
     "frozen parameter": lambda m: m[0].bias.requires_grad_(False),
     "further module": lambda m: m.append(nn.ReLU()),
-    "child of a module without": lambda m: m[1].add_module("child", nn.ReLU()),
+    "child of a leaf module": lambda m: m[1].add_module("child", nn.ReLU()),
     "removed module": lambda m: m.pop(-1),
     "removed bias": lambda m: setattr(m[0], "bias", None),
     "parametrisation": lambda m: nn.utils.parametrizations.weight_norm(m[0]),
@@ -54,7 +54,7 @@ CHANGES: dict[str, Callable[[Any], object]] = {
 
 
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-def test_changes_are_seen(change: Callable[[nn.Module], object]) -> None:
+def test_changes_are_detected(change: Callable[[nn.Module], object]) -> None:
     module = network()
     module.note = "a"  # type: ignore[assignment]  # an attribute such as the distribution of a policy
     fingerprint = Fingerprint(module)
@@ -65,7 +65,7 @@ def test_changes_are_seen(change: Callable[[nn.Module], object]) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in CHANGES if "hook" in name or "patched" in name])
-def test_hooks_and_patches_are_seen_from_the_start(name: str) -> None:
+def test_hooks_and_patches_are_detected_from_the_start(name: str) -> None:
     module = network()
     CHANGES[name](module)
     fingerprint = Fingerprint(module)
@@ -73,7 +73,7 @@ def test_hooks_and_patches_are_seen_from_the_start(name: str) -> None:
     assert fingerprint.matches()
 
 
-def test_what_does_not_matter_is_no_change() -> None:
+def test_ordinary_use_is_not_a_change() -> None:
     module = network()
     fingerprint = Fingerprint(module)
     module.eval()
@@ -83,7 +83,7 @@ def test_what_does_not_matter_is_no_change() -> None:
     assert fingerprint.matches()
 
 
-def test_a_removed_hook_is_a_change_as_well() -> None:
+def test_a_removed_hook_is_a_change() -> None:
     module = network()
     handle = module[0].register_forward_hook(lambda *_: None)
     fingerprint = Fingerprint(module)
@@ -109,17 +109,17 @@ def autocast() -> Iterator[None]:
         yield
 
 
-@pytest.mark.parametrize("circumstance", [default_device, global_hook, autocast])
-def test_circumstances_are_seen(circumstance: Callable[[], Iterator[None]]) -> None:
+@pytest.mark.parametrize("state", [default_device, global_hook, autocast])
+def test_global_state_is_detected(state: Callable[[], Iterator[None]]) -> None:
     module = network()
     fingerprint = Fingerprint(module)
-    for _ in circumstance():
+    for _ in state():
         assert not fingerprint.matches()
         assert not Fingerprint(module).is_plain
     assert fingerprint.matches()
 
 
-def test_patched_classes_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_patched_classes_are_detected(monkeypatch: pytest.MonkeyPatch) -> None:
     originals = Originals([(nn.Linear, "forward"), (ActorCriticPolicy, "forward")])
     assert originals.unchanged()
     original = forward_of(nn.Linear)  # type: ignore[arg-type]  # of the class
@@ -151,7 +151,7 @@ def test_the_selection_is_kept_while_nothing_changes() -> None:
     assert a2c._fast_path() not in (None, path)
 
 
-def test_disabled_holds_in_its_block_and_thread() -> None:
+def test_disabled_applies_to_its_block_and_thread() -> None:
     a2c, seen = model(), []
     with fast.disabled():
         assert a2c._fast_path() is None
@@ -163,7 +163,7 @@ def test_disabled_holds_in_its_block_and_thread() -> None:
 
 
 @pytest.mark.parametrize(("value", "expected"), [("0", True), ("1", False), (None, False)])
-def test_the_environment_variable_switches_it_off(value: str | None, expected: bool) -> None:
+def test_the_environment_variable_disables_it(value: str | None, expected: bool) -> None:
     code = "import sb3_pg; m = sb3_pg.NStepA2C('MlpPolicy', 'CartPole-v1', device='cpu'); print(m._fast_path() is None)"
     environment = {} if value is None else {"SB3_PG_FAST": value}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
@@ -171,7 +171,7 @@ def test_the_environment_variable_switches_it_off(value: str | None, expected: b
 
 
 def test_copies_select_for_themselves() -> None:
-    """A fast path shares the memory of its own networks."""
+    """A fast path shares memory with the networks that it was built for."""
     a2c = model()
     a2c._fast_path()
     other = copy.deepcopy(a2c.policy)
@@ -182,12 +182,12 @@ def test_copies_select_for_themselves() -> None:
     assert copy.deepcopy(a2c._selection) is None
 
 
-def test_subclasses_that_override_a_step_get_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_subclasses_that_override_a_step_use_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
     class Plain(NStepA2C):
-        """Changes no step."""
+        """Overrides no step."""
 
     class Own(NStepA2C):
-        """Changes one."""
+        """Overrides one."""
 
         def policy_gradient(self, *args: Any) -> Any:
             return super().policy_gradient(*args)
@@ -209,7 +209,7 @@ def test_subclasses_that_override_a_step_get_the_reference(monkeypatch: pytest.M
 
 @pytest.fixture
 def fresh() -> Iterator[None]:
-    """What was looked up in torch before is forgotten, now and afterwards."""
+    """Clear the caches of look-ups in torch, before and after the test."""
     caches = [each for each in vars(torch_private).values() if hasattr(each, "cache_clear")]
     for each in caches:
         each.cache_clear()
@@ -227,7 +227,7 @@ def fresh() -> Iterator[None]:
     ],
 )
 @pytest.mark.usefixtures("fresh")
-def test_what_cannot_be_found_out_is_taken_for_a_change(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_private_name_counts_as_a_change(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Fingerprint(network()).is_plain
     for each in (torch_private._global_module_hooks, torch_private._mode_counters):
         each.cache_clear()
@@ -236,7 +236,7 @@ def test_what_cannot_be_found_out_is_taken_for_a_change(module: Any, name: str, 
 
 
 @pytest.mark.usefixtures("fresh")
-def test_activations_have_a_public_way(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_activations_have_a_public_fallback(monkeypatch: pytest.MonkeyPatch) -> None:
     gradient, results = th.randn(5, 3), {}
     outputs = {"tanh": th.randn(5, 3).tanh(), "relu": th.randn(5, 3).relu()}
     for private in (True, False):
@@ -253,19 +253,9 @@ def test_activations_have_a_public_way(monkeypatch: pytest.MonkeyPatch) -> None:
         assert th.allclose(results[name, False], gradient * slope, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", ["_foreach_lerp_", None])
-def test_targets_have_a_public_way(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    if name is not None:
-        monkeypatch.delattr(th, name)
-    targets, sources = [th.zeros(2), th.ones(3)], [th.ones(2), 3 * th.ones(3)]
-    torch_private.lerp_(targets, sources, 0.25)
-    assert targets[0].tolist() == [0.25] * 2
-    assert targets[1].tolist() == [1.5] * 3
-
-
 @pytest.mark.parametrize("name", ["torch._fused_adam_", "torch.nn.modules.module._global_forward_hooks"])
-def test_a_torch_that_lacks_one_of_them_trains_all_the_same(name: str) -> None:
-    """In a process of its own, without the function from the start."""
+def test_training_works_if_torch_lacks_a_private_name(name: str) -> None:
+    """In a separate process, without the name from the start."""
     module, _, attribute = name.rpartition(".")
     code = f"""
 import sys

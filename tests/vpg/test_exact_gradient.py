@@ -1,12 +1,12 @@
 """
 ``VPG.estimate_gradient`` against exact answers.
 
-Three kinds of test. Recorded episodes: each single estimate is recomputed, without recursion, from the episodes that the
-environments went through. Means: z-scores of many estimates against the exact expectation, for every combination that claims
-to be unbiased, and against wrong expectations, which must be found out. Variances: against enumeration.
+Three kinds of test. Recorded episodes: each estimate is recomputed, without recursion, from the recorded episodes. Means:
+z-scores of many estimates against the exact expectation, for every combination that is unbiased, and against wrong
+expectations, which must be rejected. Variances: against enumeration.
 
-A correct estimator passes the bound of 6 standard errors but for one seed and parameter in 10^7; the numbers of batches are
-such that wrong expectations lie 10 or more standard errors away.
+A correct estimator exceeds the bound of 6 standard errors for about one seed and parameter in 10^7; the numbers of batches
+are such that wrong expectations lie 10 or more standard errors away.
 """
 
 from typing import Any
@@ -50,14 +50,14 @@ from sb3_pg import VPG
 BOUND = 6.0
 GAMMA = 0.6
 
-# Random length without truncation; with cycles, so without a longest episode; cut by a time limit.
+# Random length without truncation; with cycles, so of unbounded length; cut by a time limit.
 LAYERS, CYCLES, LIMIT = layered_mdp(0, depth=3), random_mdp(2, stop=0.35), random_mdp(3, stop=0.2, horizon=3)
 
 Combination = tuple[str, str, dict[str, Any]]
 
 
 def label(value: Any) -> str:
-    """Name of a parameter in the name of a test."""
+    """Test id of a parameter."""
     if not isinstance(value, tuple):
         return str(value)
     estimator, baseline, options = value
@@ -101,7 +101,7 @@ def make_vpg(
     policy_kwargs: dict[str, Any] | None = None,
     **kwargs: Any,
 ) -> VPG:
-    """VPG with small networks and normal random parameters of scale ``actor`` and ``critic``: the critic is just wrong."""
+    """VPG with small networks and normal random parameters of scale ``actor`` and ``critic``: the critic is wrong."""
     estimator, baseline, options = combination
     net_arch: dict[str, list[int]] = {"vf": []} if policy == "LinearPolicy" else {"pi": [3], "vf": [3]}
     vpg = VPG(
@@ -125,7 +125,7 @@ def make_vpg(
 
 
 def exact_gradient(vpg: VPG, mdp: TabularMDP, **changed: Any) -> np.ndarray:
-    """``[P]`` expectation of what ``vpg`` estimates, or of what it would estimate with ``changed`` options."""
+    """``[P]`` expected estimate of ``vpg``, or its expectation with ``changed`` options."""
     critic = vpg.baseline == "value"
     options: dict[str, Any] = {
         "gamma": vpg.gamma,
@@ -138,7 +138,7 @@ def exact_gradient(vpg: VPG, mdp: TabularMDP, **changed: Any) -> np.ndarray:
 
 
 def terms_of(vpg: VPG, mdp: TabularMDP, paths: list[Path] | None = None) -> EpisodeTerms:
-    """Terms of all episodes of an MDP, or of recorded ones, for the options of ``vpg``."""
+    """Terms of all episodes of an MDP, or of recorded ones, with the options of ``vpg``."""
     log_probs = policy_log_probs(vpg.policy, mdp)
     episodes = enumerate_episodes(mdp, log_probs.detach().exp().numpy()) if paths is None else pack_episodes(mdp, paths)
     return episode_terms(
@@ -163,7 +163,7 @@ def worst(z: np.ndarray) -> float:
 
 
 def check_mean(estimates: np.ndarray, exact: np.ndarray, *wrong: np.ndarray) -> None:
-    """The mean is ``exact``, and these many estimates are enough to tell it from each of ``wrong``."""
+    """The mean is ``exact``, and the estimates suffice to distinguish it from each of ``wrong``."""
     assert worst(z_scores(estimates, exact)) < BOUND
     for other in wrong:
         assert worst(z_scores(estimates, other)) > BOUND
@@ -173,7 +173,7 @@ def check_mean(estimates: np.ndarray, exact: np.ndarray, *wrong: np.ndarray) -> 
 
 
 class Recorder(VecEnvWrapper):
-    """Remembers, for each ``reset``, the finished episodes of each environment since then, in their order."""
+    """Records, for each ``reset``, the finished episodes of each environment since then, in order."""
 
     def __init__(self, venv: VecEnv) -> None:
         super().__init__(venv)
@@ -203,8 +203,8 @@ class Recorder(VecEnvWrapper):
 
 @pytest.mark.parametrize("mdp", [LAYERS, CYCLES, LIMIT, quota_trap(4)], ids=["layers", "cycles", "limit", "trap"])
 @pytest.mark.parametrize("combination", WITHOUT_CRITIC + OPTIMAL + WITH_CRITIC + BIASED, ids=label)
-def test_each_estimate_is_what_the_recorded_episodes_give(combination: Combination, mdp: TabularMDP) -> None:
-    """The quota of each environment and nothing else, with the weights, baselines and scale of the definitions."""
+def test_each_estimate_matches_the_recorded_episodes(combination: Combination, mdp: TabularMDP) -> None:
+    """Only the quota of each environment counts, with weights, baselines and scale from their definitions."""
     n_envs, quota = 3, 2
     recorder = Recorder(TabularVecEnv(mdp, n_envs, seed=5))
     vpg = make_vpg(recorder, combination, n_envs * quota, policy="MlpPolicy")
@@ -216,14 +216,14 @@ def test_each_estimate_is_what_the_recorded_episodes_give(combination: Combinati
         expected = batch_estimates(terms_of(vpg, mdp, paths), np.arange(n_envs * quota)[None], batch_baseline(vpg))[0]
         assert np.abs(expected).max() > 1e-3
         assert np.allclose(estimate, expected, rtol=1e-4, atol=1e-4 * np.abs(expected).max())
-    assert n_unused > 0 or mdp.horizon is not None  # otherwise the quota was not put to the test
+    assert n_unused > 0 or mdp.horizon is not None  # otherwise the quota was not tested
 
 
 # ---------------------------------------------------------------------------------------------------------------- means
 
 
 def other_option(vpg: VPG, mdp: TabularMDP) -> np.ndarray:
-    """The expectation with the discount option that ``vpg`` has not."""
+    """The expectation with the opposite of the ``discount_gradient`` of ``vpg``."""
     discounted = vpg.discount_gradient or vpg.advantage_estimator == "total_return"
     return exact_gradient(vpg, mdp, discount_gradient=not discounted)
 
@@ -239,7 +239,7 @@ def test_mean_is_the_exact_gradient(combination: Combination, name: str) -> None
     mdp, n_envs = {"layers": (LAYERS, 128), "cycles": (CYCLES, 128), "limit": (LIMIT, 32)}[name]
     vpg = make_vpg(TabularVecEnv(mdp, n_envs), combination, 128)
     exact = exact_gradient(vpg, mdp)
-    assert np.allclose(exact, exact_gradient(vpg, mdp, values=None), atol=1e-6)  # whatever the critic says
+    assert np.allclose(exact, exact_gradient(vpg, mdp, values=None), atol=1e-6)  # regardless of the critic
     check_mean(vpg.estimate_gradient(60), exact, 0.5 * exact, other_option(vpg, mdp))
 
 
@@ -251,8 +251,8 @@ def test_mean_is_the_exact_gradient_with_the_optimal_baseline(combination: Combi
 
 
 @pytest.mark.parametrize("combination", WITH_CRITIC + BIASED, ids=label)
-def test_a_wrong_critic_gives_the_bias_that_is_expected_of_it(combination: Combination) -> None:
-    """All of them ask it: those with lambda < 1 or n steps on the way, the others where the time limit cuts."""
+def test_a_wrong_critic_causes_the_expected_bias(combination: Combination) -> None:
+    """All of them bootstrap: those with lambda < 1 or n steps within the episode, the others at the time limit."""
     mdp = steering(3)
     vpg = make_vpg(TabularVecEnv(mdp, 64), combination, 64)
     with th.no_grad():  # a linear critic: one weight for each state
@@ -274,7 +274,7 @@ def test_quota_trap(combination: Combination) -> None:
 
 
 @pytest.mark.parametrize(("estimator", "baseline"), [("total_return", "mean"), ("reward_to_go", "optimal")])
-def test_a_baseline_of_a_single_other_episode(estimator: str, baseline: str) -> None:
+def test_a_baseline_from_a_single_other_episode(estimator: str, baseline: str) -> None:
     """With two episodes, one that is part of its own baseline would halve the gradient."""
     mdp = bandit(1.0, 3.0)
     vpg = make_vpg(TabularVecEnv(mdp, 2), (estimator, baseline, {}), 2, actor=0.2)
@@ -328,7 +328,7 @@ def test_mean_and_variance_are_those_of_enumeration(name: str, combination: Comb
     assert worst(z_scores(estimates, moments.mean)) < BOUND
     variance, error = estimates.var(axis=0, ddof=1), np.maximum(moments.variance_error(n_batches), 1e-6)
     assert worst((variance - moments.variance) / error) < BOUND
-    # A variance of this order is not enough: a third of it, or twice as much, is found out.
+    # The test is sharp: a third or twice the variance is rejected.
     for factor in (1 / 3, 2.0):
         assert worst((variance - factor * moments.variance) / error) > BOUND
 
@@ -336,8 +336,8 @@ def test_mean_and_variance_are_those_of_enumeration(name: str, combination: Comb
 @pytest.mark.parametrize("estimator", ["total_return", "reward_to_go"])
 def test_optimal_baseline_is_zero_where_scores_cancel(estimator: str) -> None:
     """
-    One state, three steps, uniform over three arms: an episode that pulls each arm once has the score sum 0. In float32 a
-    remainder is left, and dividing by it would give estimates of any size.
+    One state, three steps, uniform over three arms: an episode that pulls each arm once has a score sum of 0, up to a
+    float32 rounding error. Dividing by it would give estimates of arbitrary size.
     """
     limit = endless(3, n_states=1)
     mdp = TabularMDP(limit.initial, np.ones((1, 3, 1)), np.array([[0.0, 1.0, 5.0]]), limit.terminal, 3)
@@ -358,7 +358,7 @@ def test_optimal_baseline_is_zero_where_scores_cancel(estimator: str) -> None:
 def simulated(
     mdp: TabularMDP, estimator: str, baseline: str, n_episodes: int, n_batches: int, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """``(estimates, exact)`` of independent episodes drawn from the list of all."""
+    """``(estimates, exact)`` of independent episodes drawn from the enumeration."""
     vpg = make_vpg(TabularVecEnv(mdp, 2), (estimator, "none", {}), 2, actor=0.2)
     terms = terms_of(vpg, mdp)
     rng = np.random.default_rng(seed)
@@ -376,22 +376,22 @@ def simulated(
     ],
     ids=["steps, trap", "steps, layers", "own episode"],
 )
-def test_biased_variants_are_found_out(
+def test_biased_variants_are_detected(
     mdp: TabularMDP, n_episodes: int, n_batches: int, right: str, wrong: str, seed: int
 ) -> None:
-    """The bound and the numbers of batches above, on simulated estimates that are right but for one thing."""
+    """The bound and the numbers of batches above, on simulated estimates with a single error."""
     for baseline, passes in ((right, True), (wrong, False)):
         estimates, exact = simulated(mdp, "total_return", baseline, n_episodes, n_batches, seed)
         assert (worst(z_scores(estimates, exact)) < BOUND) == passes
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_keeping_the_episodes_that_finish_first_is_found_out(seed: int) -> None:
+def test_keeping_the_episodes_that_finish_first_is_detected(seed: int) -> None:
     mdp, n_envs, n_episodes, n_batches = quota_trap(), 32, 64, 80
     vpg = make_vpg(TabularVecEnv(mdp, 2), WITHOUT_CRITIC[0], 2)
     terms, exact = terms_of(vpg, mdp), exact_gradient(vpg, mdp)
     rng = np.random.default_rng(seed)
-    # [B, N, K]: more episodes than any environment can contribute. Columns in the order in which they finish.
+    # [B, N, K]: more episodes than any environment can contribute. Sorted by the step at which they finish.
     drawn = rng.choice(len(terms.probability), p=terms.probability, size=(n_batches, n_envs, n_episodes))
     finish = np.cumsum(terms.lengths[drawn], axis=2).reshape(n_batches, -1)
     first = np.argsort(finish, axis=1, kind="stable")[:, :n_episodes]
@@ -405,9 +405,9 @@ def test_keeping_the_episodes_that_finish_first_is_found_out(seed: int) -> None:
 
 
 @pytest.mark.parametrize("combination", [*WITHOUT_CRITIC[1::3], OPTIMAL[2], WITH_CRITIC[1], BIASED[1]], ids=label)
-def test_training_takes_the_step_that_is_estimated(combination: Combination) -> None:
+def test_training_takes_the_estimated_step(combination: Combination) -> None:
     """Plain SGD moves the policy's parameters by learning rate times estimate, if both see the same actions."""
-    mdp, rate = chain(4), 0.5  # no randomness but the policy's
+    mdp, rate = chain(4), 0.5  # only the policy is random
     vpg = make_vpg(TabularVecEnv(mdp, 4), combination, 8, policy_kwargs={"optimizer_class": th.optim.SGD}, learning_rate=rate)
     th.manual_seed(3)
     estimate = vpg.estimate_gradient(1)[0]
@@ -421,7 +421,7 @@ def test_training_takes_the_step_that_is_estimated(combination: Combination) -> 
 
 
 @pytest.mark.parametrize("combination", [WITHOUT_CRITIC[1], OPTIMAL[1], WITH_CRITIC[0]], ids=label)
-def test_estimating_changes_nothing(combination: Combination) -> None:
+def test_estimating_has_no_side_effects(combination: Combination) -> None:
     vpg = make_vpg(TabularVecEnv(LAYERS, 4, seed=0), combination, 8)
     vpg.learn(100)
 
@@ -440,18 +440,18 @@ def test_estimating_changes_nothing(combination: Combination) -> None:
     assert estimates.dtype == np.float64
     assert state() == before
     steps = vpg.num_timesteps
-    vpg.learn(50, reset_num_timesteps=False)  # and training goes on from whole episodes
+    vpg.learn(50, reset_num_timesteps=False)  # and training continues with whole episodes
     assert vpg.num_timesteps >= steps + 50
 
 
-def test_estimating_before_and_between_training_gives_fresh_data() -> None:
+def test_estimates_are_independent() -> None:
     vpg = make_vpg(TabularVecEnv(LAYERS, 4, seed=0), WITHOUT_CRITIC[0], 8)
     first, second = vpg.estimate_gradient(1), vpg.estimate_gradient(2)
     assert not np.array_equal(first[0], second[0])
     assert not np.array_equal(second[0], second[1])
 
 
-def test_what_cannot_be_estimated_is_rejected() -> None:
+def test_invalid_estimates_are_rejected() -> None:
     env = TabularVecEnv(LAYERS, 2)
     with pytest.raises(ValueError, match="normalize_advantage"):
         make_vpg(env, WITH_CRITIC[0], 2, normalize_advantage=True).estimate_gradient(1)
