@@ -206,15 +206,14 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         :param truncate_last_traj: whether episodes that were running end where they were, as if cut by a time limit
         :raises ValueError: the file holds a buffer of another kind, for other spaces or another number of environments
         """
-        loaded, own = load_from_pkl(path, self.verbose), self.replay_buffer
-        assert own is not None
-        found, needed = (
-            [getattr(each, name, None) for name in ("n_envs", "observation_space", "action_space")] for each in (loaded, own)
-        )
-        if not isinstance(loaded, type(own)) or found != needed:
+        loaded, kind = load_from_pkl(path, self.verbose), self.replay_buffer_class
+        assert kind is not None
+        names = ("n_envs", "observation_space", "action_space")
+        found, needed = ([getattr(each, name, None) for name in names] for each in (loaded, self))
+        if not isinstance(loaded, kind) or found != needed:
             kinds = (
-                "{} for {} environments with {} and {}".format(type(each).__name__, *spaces)
-                for each, spaces in ((loaded, found), (own, needed))
+                "{} for {} environments with {} and {}".format(each.__name__, *spaces)
+                for each, spaces in ((type(loaded), found), (kind, needed))
             )
             raise ValueError("{} holds a {}, and this model needs a {}".format(path, *kinds))
         loaded.device = self.device

@@ -69,12 +69,13 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     # None: the critic is part of the policy's optimizer, or there is none.
     value_optimizer: th.optim.Optimizer | None
 
-    def sample_actions(self, obs: Observations) -> tuple[Array, FloatArray | None]:
+    def sample_actions(self, obs: Observations, with_values: bool = True) -> tuple[Array, FloatArray | None]:  # noqa: ARG002
         """
-        Sample actions.
+        Act.
 
         :param obs: observations, ``[N, ...]``
-        :return: unclipped actions ``[N, *action_space.shape]``, and values of the critic ``[N]``, ``None`` if not computed yet
+        :param with_values: whether the values are needed now; a fast path computes them later otherwise
+        :return: sampled actions ``[N, *action_space.shape]``, and V(s) ``[N]`` or ``None``
         """
         with th.no_grad():
             actions, values, _ = self.policy(obs_as_tensor(obs, self.device))
@@ -237,7 +238,7 @@ class OnPolicyActorCritic(ActorCriticSteps):
                 self.policy.reset_noise(env.num_envs)
             if has_callback:  # it may have changed the networks
                 steps = self._steps()
-            actions, values = steps.sample_actions(self._last_obs)
+            actions, values = steps.sample_actions(self._last_obs, has_callback)
             clipped_actions = self._environment_actions(actions)
             new_obs, rewards, dones, infos = env.step(clipped_actions)
             self.num_timesteps += env.num_envs

@@ -100,9 +100,10 @@ class FastActorCritic:
 
     # ---- the steps ---------------------------------------------------------------------------------------------------------
 
-    def sample_actions(self, obs: Array) -> tuple[Array, None]:
+    def sample_actions(self, obs: Array, with_values: bool = True) -> tuple[Array, Float32Array | None]:
         """Draw from PyTorch's global generator, as the reference does. The values of a whole rollout at once are cheaper."""
-        outputs = self._actor.forward(flatten_observations(np.asarray(obs)))[-1]
+        features = flatten_observations(np.asarray(obs))
+        outputs = self._actor.forward(features)[-1]
         if not np.isfinite(outputs.sum()):
             raise ValueError("the policy's output is not finite: check the observations, or lower the learning rate")
         if self._log_std is not None:
@@ -113,7 +114,8 @@ class FastActorCritic:
             # that the actions are those of the reference.
             times = th.empty(outputs.shape, device="cpu").exponential_().numpy()
             actions = np.argmax(np.exp(outputs - outputs.max(axis=1, keepdims=True)) / times, axis=1)
-        return actions.reshape(-1, *self._algorithm.action_space.shape), None
+        values = self._critic.forward(features)[-1].ravel() if with_values else None
+        return actions.reshape(-1, *self._algorithm.action_space.shape), values
 
     def predict_values(self, observations: th.Tensor) -> Float32Array:
         """V(s), ``[B]``."""

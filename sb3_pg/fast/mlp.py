@@ -18,9 +18,6 @@ from sb3_pg.fast.adam import take_step
 
 # Products with few columns are several times faster as the transpose of the transposed product.
 FEW_COLUMNS = 128
-# With fewer rows, or fewer inputs or outputs, oneDNN's products are slower than those of the BLAS.
-MIN_ONEDNN_ROWS = 1024
-MIN_ONEDNN = 64
 
 ALL = slice(None)
 #: What stacks consist of: class and name of each method.
@@ -61,16 +58,6 @@ class MLP:
         self.activations = activations
         self.dtypes = [th.bfloat16 if reduced and min(w.shape) >= MIN_REDUCED else th.float32 for w in self.weights]
         self.reduced = th.bfloat16 in self.dtypes
-        self.large = [min(weight.shape) >= MIN_ONEDNN for weight in self.weights]
-
-    def product(self, x: th.Tensor) -> Callable[..., th.Tensor] | None:
-        """
-        :param x: minibatch
-        :return: oneDNN's linear layer, where it is the faster one for large layers
-        """
-        if x.shape[0] < MIN_ONEDNN_ROWS or x.device.type != "cpu" or not th.backends.mkldnn.enabled:
-            return None
-        return torch_private.onednn_linear(th.bfloat16 if self.reduced else th.float32)
 
 
 def find_mlps(networks: Iterable[nn.Module], reduced: bool = False, trained: bool = True) -> list[MLP] | None:
@@ -121,16 +108,15 @@ class ForwardPass:
     def __init__(self, mlp: MLP, x: th.Tensor) -> None:
         self._mlp = mlp
         # Written without further functions: once the products have swept the caches, each costs microseconds.
-        weights, biases, reduced, onednn = mlp.weights, mlp.biases, mlp.reduced, mlp.product(x)
+        weights, biases, reduced = mlp.weights, mlp.biases, mlp.reduced
         if reduced:
             weights = list(map(_cast, weights, mlp.dtypes))
             biases = list(map(_cast, biases, mlp.dtypes))
         outputs = [x]
-        for weight, bias, activation, large in zip(weights, biases, mlp.activations, mlp.large, strict=True):
+        for weight, bias, activation in zip(weights, biases, mlp.activations, strict=True):
             if reduced:
                 outputs[-1] = x = _cast(x, weight.dtype)
-            # Without oneDNN's own ReLU, which turns NaN into zero.
-            x = F.linear(x, weight, bias) if onednn is None or not large else onednn(x, weight, bias, "none", [], "")
+            x = F.linear(x, weight, bias)
             if activation is not None:
                 activation.apply(x)
             outputs.append(x)
@@ -162,7 +148,7 @@ class ForwardPass:
 
     def _backward(self, gradient: th.Tensor, columns: slice | None, trains: bool) -> th.Tensor | None:
         mlp, outputs, weights = self._mlp, self._outputs, self._weights
-        n_rows, n_layers, reduced, onednn = gradient.shape[0], len(weights), mlp.reduced, mlp.product(gradient)
+        n_rows, n_layers, reduced = gradient.shape[0], len(weights), mlp.reduced
         if n_rows < outputs[0].shape[0]:
             outputs = [output[:n_rows] for output in outputs]
         for i in range(n_layers - 1, -1, -1):
@@ -182,10 +168,7 @@ class ForwardPass:
                 mlp.biases[i].grad = _cast(gradient.sum(0), th.float32)
             if i == 0:
                 break
-            if onednn is not None and mlp.large[i]:
-                gradient = onednn(gradient, weight.t(), None, "none", [], "")
-            else:
-                gradient = _product(gradient, weight)
+            gradient = _product(gradient, weight)
         if columns is None:
             return None
         first = weights[0] if columns is ALL else weights[0][:, columns]

@@ -7,11 +7,10 @@ where there is none, the caller is told so and falls back to the reference.
 
 import functools
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch as th
-from torch.nn import functional as F
 
 
 @functools.cache
@@ -78,41 +77,6 @@ def fused_adam() -> Callable[..., Any] | None:
     return kernel if th.allclose(lists[0][0], th.full((3,), 0.9, device="cpu"), atol=1e-5) else None
 
 
-def lerp_(targets: Sequence[th.Tensor], sources: Sequence[th.Tensor], weight: float) -> None:
-    """
-    ``target += weight * (source - target)`` for each pair, in one call where torch has one.
-
-    :param targets: changed in place
-    :param sources: of the same shapes
-    :param weight: 0 leaves the targets as they are, 1 makes them equal to the sources
-    """
-    together: Callable[..., object] | None = getattr(th, "_foreach_lerp_", None)
-    if together is not None:
-        together(targets, sources, weight)
-        return
-    for target, source in zip(targets, sources, strict=True):
-        target.lerp_(source, weight)
-
-
-@functools.cache
-def onednn_linear(dtype: th.dtype) -> Callable[..., th.Tensor] | None:
-    """
-    The linear layer that ``torch.compile`` uses on CPUs. Some processors do not have it in every precision.
-
-    :param dtype: precision
-    :return: function of input, weight, bias, name of an activation, and two arguments that stay empty; ``None`` if there is
-        none, or if it computes something else
-    """
-    x, weight, bias = (th.linspace(-1, 1, n, device="cpu").to(dtype) for n in (3 * 64, 64 * 64, 64))
-    x, weight = x.view(3, 64), weight.view(64, 64)
-    try:
-        linear: Callable[..., th.Tensor] = th.ops.mkldnn._linear_pointwise.default
-        same = th.allclose(linear(x, weight, bias, "none", [], ""), F.linear(x, weight, bias), rtol=0.02, atol=1e-4)
-    except (AttributeError, RuntimeError, TypeError):
-        return None
-    return linear if same else None
-
-
 @functools.cache
 def activation_backward(name: str) -> Callable[[th.Tensor, th.Tensor, th.Tensor], object]:
     """
@@ -122,17 +86,9 @@ def activation_backward(name: str) -> Callable[[th.Tensor, th.Tensor, th.Tensor]
     :return: function of the gradient with respect to the output, the output, and the tensor to write to
     """
     operation = getattr(th.ops.aten, "tanh_backward" if name == "tanh" else "threshold_backward", None)
-    kernel = getattr(operation, "grad_input", None)
-    if kernel is None:
-        return _tanh_backward if name == "tanh" else _relu_backward
+    kernel, threshold = getattr(operation, "grad_input", None), () if name == "tanh" else (0,)
+    if kernel is not None:
+        return lambda gradient, output, result: kernel(gradient, output, *threshold, grad_input=result)
     if name == "tanh":
-        return lambda gradient, output, result: kernel(gradient, output, grad_input=result)
-    return lambda gradient, output, result: kernel(gradient, output, 0, grad_input=result)
-
-
-def _tanh_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
-    th.mul(gradient, 1 - output * output, out=result)
-
-
-def _relu_backward(gradient: th.Tensor, output: th.Tensor, result: th.Tensor) -> None:
-    th.mul(gradient, output > 0, out=result)
+        return lambda gradient, output, result: th.mul(gradient, 1 - output * output, out=result)
+    return lambda gradient, output, result: th.mul(gradient, output > 0, out=result)

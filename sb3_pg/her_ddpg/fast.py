@@ -6,10 +6,10 @@ import torch as th
 from stable_baselines3.common.policies import BaseModel, ContinuousCritic
 from stable_baselines3.common.torch_layers import CombinedExtractor
 from stable_baselines3.common.type_aliases import DictReplayBufferSamples, TensorDict
+from stable_baselines3.common.utils import polyak_update
 from stable_baselines3.td3.policies import Actor
 from torch import nn
 
-from sb3_pg.fast import torch_private
 from sb3_pg.fast.guard import Originals
 from sb3_pg.fast.mlp import METHODS, MLP, ForwardPass, descend, find_mlps, fit_critics, min_q, min_q_gradient, trains
 from sb3_pg.her_ddpg.normalizer import GoalNormalizer, RunningNormalizer
@@ -95,7 +95,7 @@ class FastHERDDPG:
         forward.backward(th.add(grad_actions, actions, alpha=2 * algorithm.action_l2 / actions.numel()))
         descend(algorithm, algorithm.actor.optimizer, actor_loss, "actor loss")
         if algorithm.target_update == "step":
-            torch_private.lerp_(self._target_parameters, self._parameters, algorithm.tau)
+            polyak_update(self._parameters, self._target_parameters, algorithm.tau)
         return {"critic_loss": critic_loss, "actor_loss": actor_loss, "q_value": q_values.mean()}
 
     def _features(self, observations: TensorDict) -> th.Tensor:

@@ -408,9 +408,9 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         :param truncate_last_traj: let the episodes that were running end where they were, as if cut by a time limit
         :raises ValueError: see :class:`sb3_pg.common.off_policy.OffPolicyBase`
         """
-        own = self.replay_buffer
+        own = self.replay_buffer or self._make_replay_buffer()
         super().load_replay_buffer(path)
-        assert own is not None and self.replay_buffer is not None
+        assert self.replay_buffer is not None
         self.replay_buffer.adopt_settings(own)
         if truncate_last_traj:
             self.replay_buffer.truncate_last_trajectory()

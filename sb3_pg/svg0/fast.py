@@ -8,10 +8,10 @@ from gymnasium import spaces
 from stable_baselines3.common.policies import BasePolicy
 from stable_baselines3.common.preprocessing import is_image_space
 from stable_baselines3.common.torch_layers import FlattenExtractor
+from stable_baselines3.common.utils import polyak_update
 from torch import nn
 
 from sb3_pg.common.distributions import LOG_SQRT_2_PI, FloatArray, GaussianActions
-from sb3_pg.fast import torch_private
 from sb3_pg.fast.guard import Originals
 from sb3_pg.fast.mlp import (
     ALL,
@@ -181,7 +181,7 @@ class FastSVG0:
         descend(algorithm, algorithm.critic.optimizer, record["critic_loss"], "critic_loss")
         if not algorithm.on_policy:
             record["actor_loss"] = self._actor_step(algorithm, actor, batch.weights, ent_coef, log_prob)
-        torch_private.lerp_(self._target_parameters, self._critic_parameters, algorithm.tau)
+        polyak_update(self._critic_parameters, self._target_parameters, algorithm.tau)
         return record
 
     def _targets(

@@ -91,6 +91,14 @@ class GaussianActor(BasePolicy):
             squash_output=squash_output,
         )
         self.min_std = min_std
+        self._architecture = {
+            "net_arch": net_arch,
+            "features_dim": features_dim,
+            "activation_fn": activation_fn,
+            "covariance": covariance,
+            "state_dependent_covariance": state_dependent_covariance,
+            "log_std_init": log_std_init,
+        }
         dim = get_action_dim(action_space)
         latent_dim = net_arch[-1] if net_arch else features_dim
         self.latent_pi = nn.Sequential(*create_mlp(features_dim, -1, net_arch, activation_fn))
@@ -108,6 +116,15 @@ class GaussianActor(BasePolicy):
         low, high = (th.as_tensor(bound, dtype=th.float32).flatten() for bound in (action_space.low, action_space.high))
         self.register_buffer("_low", low, persistent=False)
         self.register_buffer("_high", high, persistent=False)
+
+    def _get_constructor_parameters(self) -> dict[str, Any]:
+        return {
+            **super()._get_constructor_parameters(),
+            **self._architecture,
+            "min_std": self.min_std,
+            "squash_output": self.squash_output,
+            "features_extractor": self.features_extractor,
+        }
 
     def features(self, obs: PyTorchObs) -> th.Tensor:
         """
@@ -202,7 +219,8 @@ class SVG0Policy(BasePolicy):
     :param optimizer_class: optimizer
     :param optimizer_kwargs: its keyword arguments, except the learning rate
     :param n_critics: number of critics, whose minimum counts
-    :raises ValueError: an unknown covariance, a negative bound, or no critic
+    :param share_features_extractor: must be False
+    :raises ValueError: an unknown covariance, a negative bound, no critic, or a shared features extractor
     """
 
     actor: GaussianActor
@@ -227,7 +245,10 @@ class SVG0Policy(BasePolicy):
         optimizer_class: type[th.optim.Optimizer] = th.optim.Adam,
         optimizer_kwargs: dict[str, Any] | None = None,
         n_critics: int = 1,
+        share_features_extractor: bool = False,
     ) -> None:
+        if share_features_extractor:
+            raise ValueError("actor and critic of SVG0 have an optimizer each: use share_features_extractor=False")
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance={covariance!r} is unknown: choose one of {', '.join(map(repr, COVARIANCES))}")
         if not min_std >= 0:

@@ -116,6 +116,7 @@ def _log_prob(policy: ActorCriticPolicy, batch: Batch, rows: th.Tensor | slice) 
 @th.no_grad()
 def _drop_graph(policy: ActorCriticPolicy, batch: Batch) -> None:
     """Replace the policy's last distribution, which could not be deep-copied with a graph."""
+    policy.set_training_mode(False)  # statistics of batch normalisation must not see one observation
     policy.get_distribution(index_observations(batch.observations, slice(1)))
 
 

@@ -69,7 +69,7 @@ class Row:
 
     :param change: what is done to a model
     :param checks: what must have come of it after the training
-    :param at: ``"start"``, before the training; ``"step"``, at a step in the middle of it; ``"rollout"``, before a rollout
+    :param at: ``"start"``, before the training; ``"step"``, at a step in the middle of it
     :param on_policy: whether it is for on-policy algorithms alone, or for off-policy ones alone; ``None``: for all
     :param options: arguments of the models
     :param peer: whether SB3's class shows the effect
@@ -101,10 +101,6 @@ class Intervene(BaseCallback):
         if self.n_calls == CHANGE_AT and self.row.at == "step":
             change(self.model, self.row, self.log)
         return True
-
-    def _on_rollout_start(self) -> None:
-        if self.n_calls == CHANGE_AT - 1 and self.row.at == "rollout":
-            change(self.model, self.row, self.log)
 
 
 def change(model: Any, row: Row, log: Log) -> None:
@@ -627,8 +623,8 @@ TABLE: dict[str, Row] = {
     "critic frozen": Row(freeze(is_critic), (stays(is_critic),), on_policy=True),
     "head of the critic replaced": Row(replace_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
     "head of the critic assigned": Row(assign_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
-    "value layer replaced": Row(replace_value_layer, (values_are_constant,), on_policy=True, at="rollout"),
-    "value layer assigned": Row(assign_value_layer, (values_are_constant,), on_policy=True, at="rollout"),
+    "value layer replaced": Row(replace_value_layer, (values_are_constant,), on_policy=True),
+    "value layer assigned": Row(assign_value_layer, (values_are_constant,), on_policy=True),
     # The world around the model.
     "step_wait of the class patched": Row(count_steps_of_the_class, (counted_every_step,)),
     "environments pickled": Row(pickle_environments, (copy_steps,)),

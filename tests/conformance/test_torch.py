@@ -127,6 +127,10 @@ def test_an_empty_batch(spec: Spec) -> None:
 @pytest.mark.filterwarnings("ignore")  # of torch's compiler
 def test_a_compiled_policy_learns(spec: Spec) -> None:
     model = spec.make()
-    model.policy = th.compile(model.policy, backend="eager")
-    check_training(model, 60)
-    assert np.isfinite(model.predict(model.env.reset(), deterministic=True)[0]).all()
+    try:
+        model.policy = th.compile(model.policy, backend="eager")
+        check_training(model, 60)
+        assert np.isfinite(model.predict(model.env.reset(), deterministic=True)[0]).all()
+    finally:
+        # The compiler switches this off for the whole process.
+        th.distributions.Distribution.set_default_validate_args(True)

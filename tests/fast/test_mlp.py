@@ -14,8 +14,6 @@ from sb3_pg.common.off_policy import MIN_REDUCED
 from sb3_pg.fast import torch_private
 from sb3_pg.fast.mlp import (
     FEW_COLUMNS,
-    MIN_ONEDNN,
-    MIN_ONEDNN_ROWS,
     MLP,
     ForwardPass,
     find_mlps,
@@ -158,76 +156,16 @@ def test_an_optimizer_trains_a_network_if_it_has_exactly_its_parameters() -> Non
     assert not trains(th.optim.SGD([*parameters, nn.Parameter(th.ones(1))]), network)
 
 
-# ---- oneDNN ----------------------------------------------------------------------------------------------------------------
-
-
 @pytest.fixture(autouse=True)
 def forget_what_was_found() -> Iterator[None]:
     """Private functions of torch are looked up again in each test, and afterwards."""
-    found = (torch_private.onednn_linear, torch_private.activation_backward)
-    for function in found:
-        function.cache_clear()
+    torch_private.activation_backward.cache_clear()
     yield
-    for function in found:
-        function.cache_clear()
-
-
-@pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
-@pytest.mark.parametrize("last", [None, nn.ReLU, nn.Tanh])
-@pytest.mark.parametrize("available", [True, False])
-def test_large_products_are_the_same(
-    activation: type[nn.Module], last: type[nn.Module] | None, available: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    th.manual_seed(0)
-    calls: list[int] = []
-    linear = torch_private.onednn_linear(th.float32)
-
-    def counted(*args: Any) -> th.Tensor:
-        calls.append(1)
-        assert linear is not None
-        return linear(*args)
-
-    usable = available and linear is not None
-    monkeypatch.setattr(torch_private, "onednn_linear", lambda _: counted if usable else None)
-    network = stack([MIN_ONEDNN, MIN_ONEDNN + 7, 90, MIN_ONEDNN], activation, last)
-    check(network, th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN), th.randn(MIN_ONEDNN_ROWS + 3, MIN_ONEDNN))
-    # Forwards once, and backwards three times behind all layers but the first.
-    assert len(calls) == (3 + 3 * 2 if usable else 0)
-
-
-@pytest.mark.filterwarnings("ignore:TF32")  # which torch says of its own default
-def test_small_products_and_those_of_users_who_switched_it_off_are_the_blas(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[th.dtype] = []
-    with monkeypatch.context() as patch, th.no_grad():
-        patch.setattr(torch_private, "onednn_linear", asked.append)
-        network = mlp(stack([MIN_ONEDNN, MIN_ONEDNN], nn.ReLU))
-        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS - 1, MIN_ONEDNN))
-        with th.backends.mkldnn.flags(enabled=False):
-            ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
-        assert asked == []
-        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
-        assert asked == [th.float32]
+    torch_private.activation_backward.cache_clear()
 
 
 class Namespace:
     """Stands for a namespace of torch's operations."""
-
-
-@pytest.mark.parametrize("kind", ["missing", "wrong", "other_arguments"])
-def test_an_operation_that_changed_is_not_used(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    def raising(*_: Any) -> th.Tensor:
-        raise RuntimeError("takes 7 arguments")
-
-    def default(*_: Any) -> Any:
-        return th.zeros(3, 64)
-
-    namespace: Any = Namespace()
-    if kind != "missing":
-        namespace._linear_pointwise = Namespace()
-        namespace._linear_pointwise.default = default if kind == "wrong" else raising
-    monkeypatch.setattr(th.ops, "mkldnn", namespace)
-    assert torch_private.onednn_linear(th.float32) is None
-    check(stack([64, 64, 64], nn.ReLU), th.randn(MIN_ONEDNN_ROWS, 64), th.randn(MIN_ONEDNN_ROWS, 64))
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
@@ -240,32 +178,16 @@ def test_without_private_derivatives_the_gradients_are_the_same(
     check(network, th.randn(20, 3), th.randn(20, 2))
 
 
-def test_a_processor_without_bfloat16_in_onednn_goes_on_without(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = th.ops.mkldnn._linear_pointwise.default
-
-    def linear(x: th.Tensor, *args: Any) -> Any:
-        if x.dtype == th.bfloat16:
-            raise RuntimeError("could not create a primitive descriptor")
-        return real(x, *args)
-
-    monkeypatch.setattr(th.ops.mkldnn._linear_pointwise, "default", linear)
-    network = mlp(stack([MIN_ONEDNN, MIN_ONEDNN, MIN_ONEDNN], nn.ReLU), reduced=True)
-    with th.no_grad():
-        ForwardPass(network, th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN)).backward(th.randn(MIN_ONEDNN_ROWS, MIN_ONEDNN))
-    assert torch_private.onednn_linear(th.bfloat16) is None
-
-
 @pytest.mark.parametrize("reduced", [False, True])
-@pytest.mark.parametrize("n_rows", [10, MIN_ONEDNN_ROWS])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(reduced: bool, n_rows: int, bad: float) -> None:
+def test_what_is_not_finite_stays_so(reduced: bool, bad: float) -> None:
     network = stack([4, 64, 64, 1], nn.ReLU)
-    x = th.randn(n_rows, 4)
+    x = th.randn(10, 4)
     x[3, 2] = bad
     with th.no_grad():
         assert not ForwardPass(mlp(network, reduced), x).output[3].isfinite()
         next(network[2].parameters())[5, 7] = float("nan")
-        assert not ForwardPass(mlp(network, reduced), th.randn(n_rows, 4)).output.isfinite().any()
+        assert not ForwardPass(mlp(network, reduced), th.randn(10, 4)).output.isfinite().any()
 
 
 # ---- reduced precision -----------------------------------------------------------------------------------------------------

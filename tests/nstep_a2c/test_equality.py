@@ -172,7 +172,7 @@ def test_the_same_rollouts_lead_to_the_same_parameters(case: Options) -> None:
     recorded = iter(actions)
     # Replay A2C's actions, on the fast path if there is one.
     steps: Any = ours._fast_path() or ours
-    steps.sample_actions = lambda obs: (next(recorded), None)  # noqa: ARG005 # name of the original
+    steps.sample_actions = lambda obs, with_values=True: (next(recorded), None)  # noqa: ARG005 # name of the original
     ours.learn(N_ROLLOUTS * N_STEPS * env.num_envs)
     assert ours._n_updates == theirs._n_updates == N_ROLLOUTS
     assert next(recorded, None) is None
