@@ -363,8 +363,8 @@ def episode_weights(
     :param episodes: M episodes
     :param estimator: one of the four names
     :param gamma: discount
-    :param lambda_: of ``gae``
-    :param return_steps: of ``n_step``
+    :param lambda_: lambda of ``gae``
+    :param return_steps: look-ahead of ``n_step``
     :param values: ``[S]`` critic, None for no bootstrap at all
     :return: ``[M, T]``, zero after the end
     :raises ValueError: if the estimator's own option is missing or its name unknown
@@ -459,7 +459,7 @@ def batch_estimates(terms: EpisodeTerms, batches: np.ndarray, baseline: str = "n
     Two wrong ones serve as negative controls: ``mean_with_own`` (episode i is in its own baseline), ``per_step`` (no
     baseline, divided by the number of steps instead of K).
 
-    :param terms: of M episodes
+    :param terms: terms of M episodes
     :param batches: ``[B, K]`` numbers of episodes
     :param baseline: one of the five names
     :return: ``[B, P]``
@@ -523,7 +523,7 @@ def batch_moments(terms: EpisodeTerms, n_episodes: int, baseline: str = "none") 
 
     otherwise by summing over all M^K batches.
 
-    :param terms: of M episodes
+    :param terms: terms of M episodes
     :param n_episodes: K
     :param baseline: see :func:`batch_estimates`
     :return: the moments

@@ -1,4 +1,4 @@
-"""What all algorithms change in SB3's base class. How files are written is tested with the zoo's checkpoints."""
+"""Changes to SB3's base class that all algorithms share. How files are written is tested with the zoo's checkpoints."""
 
 from collections.abc import Callable
 from pathlib import Path

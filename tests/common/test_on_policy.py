@@ -162,22 +162,6 @@ def test_values_do_not_depend_on_the_batch(mode: dict[str, Any], chunk: int, mon
     assert (seen["end"] > 0) == ("n_steps" in mode)  # whole episodes are not cut
 
 
-def test_values_and_actions_are_computed_in_evaluation_mode() -> None:
-    """Dropout would make them random, and batch normalisation would learn from them."""
-    model, _ = collect(scripted_vec_env(), 1, n_steps=7)
-    layers = th.nn.Sequential(th.nn.Dropout(0.5), th.nn.BatchNorm1d(64))
-    model.policy.mlp_extractor.value_net.append(layers)
-    model.policy.mlp_extractor.policy_net.append(layers)
-    model.policy.set_training_mode(True)
-    callback = model._setup_learn(14, None, reset_num_timesteps=False)[1]
-    assert model.env is not None
-    model.collect_rollouts(model.env, callback, model.rollout_buffer, n_rollout_steps=7)
-    assert layers.state_dict()["1.num_batches_tracked"].item() == 0
-    model.policy.set_training_mode(False)
-    again = value_of(model.policy, model.rollout_buffer.observations[3, 1])
-    assert model.rollout_buffer.values[3, 1] == pytest.approx(again, abs=1e-5)
-
-
 def test_final_observations_are_normalised() -> None:
     env = VecNormalize(scripted_vec_env([[(3, "truncated")], [(2, "truncated")]]), norm_reward=False)
     VPG("MlpPolicy", env, seed=0, n_steps=50).learn(1)
@@ -269,17 +253,6 @@ def test_fixed_rollouts_use_every_step_and_continue_the_last_one() -> None:
         for i in range(2):
             last, first = earlier.steps[i][-1], later.steps[i][0]
             assert last.done or np.array_equal(last.next_obs, first.obs)
-
-
-def test_storage_grows_with_long_episodes_and_is_reused() -> None:
-    model, rollouts = collect(scripted_vec_env([[(300, "terminated")], [(10, "truncated")]]), 1, n_episodes=2)
-    arrays = [model.rollout_buffer.observations, model.rollout_buffer.rewards]
-    assert np.array_equal(model.rollout_buffer.observations, column(rollouts[0], "obs"))
-    assert model.rollout_buffer.rewards.shape == (300, 2)
-    for _ in range(2):
-        model.learn(1, reset_num_timesteps=False)
-        assert np.shares_memory(model.rollout_buffer.observations, arrays[0])
-        assert np.shares_memory(model.rollout_buffer.rewards, arrays[1])
 
 
 # ------------------------------------------------------------------------------------------------------------ callbacks

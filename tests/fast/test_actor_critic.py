@@ -122,27 +122,6 @@ def test_observations_are_not_modified() -> None:
         assert np.array_equal(obs, np.ones((2, 3)))
 
 
-def test_categorical_frequencies() -> None:
-    policy = make()
-    obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
-    th.manual_seed(0)
-    actions = sample(fast_path_of(policy), obs)
-    probabilities = np.exp(expected_outputs(policy, obs[:1])[0])
-    frequencies = np.bincount(actions, minlength=4) / len(actions)
-    assert np.all(np.abs(frequencies - probabilities) < 5 * np.sqrt(probabilities / len(actions)) + 1e-9)
-
-
-def test_gaussian_moments() -> None:
-    policy = make(CONTINUOUS, log_std_init=-0.5)
-    obs = np.repeat(np.random.default_rng(1).normal(size=(1, 3)).astype(np.float32), 100_000, axis=0)
-    th.manual_seed(0)
-    actions = sample(fast_path_of(policy), obs)
-    std = np.exp(policy.log_std.detach().numpy())
-    assert np.all(np.abs(actions.mean(axis=0) - expected_outputs(policy, obs[:1])[0]) < 5 * std / np.sqrt(len(actions)))
-    assert actions.std(axis=0) == pytest.approx(std, rel=0.02)
-    assert abs(np.corrcoef(actions.T)[0, 1]) < 0.02
-
-
 def test_impossible_actions_are_never_sampled() -> None:
     policy = make(net_arch=[])
     with th.no_grad():
@@ -161,14 +140,6 @@ def test_actions_equal_those_of_the_policy(action_space: gym.Space[Any]) -> None
         expected = policy.get_distribution(th.as_tensor(obs)).get_actions().numpy()
     th.manual_seed(3)
     assert sample(fast_path_of(policy), obs) == pytest.approx(expected, abs=1e-5)
-
-
-def test_the_seed_determines_the_actions() -> None:
-    obs, path = np.ones((4, 3), dtype=np.float32), fast_path_of(make())
-    th.manual_seed(1)
-    first = sample(path, obs)
-    th.manual_seed(1)
-    assert np.array_equal(first, sample(path, obs))
 
 
 def test_non_finite_parameters_raise() -> None:

@@ -162,14 +162,6 @@ def test_disabled_applies_to_its_block_and_thread() -> None:
     assert seen != [None]
 
 
-@pytest.mark.parametrize(("value", "expected"), [("0", True), ("1", False), (None, False)])
-def test_the_environment_variable_disables_it(value: str | None, expected: bool) -> None:
-    code = "import sb3_pg; m = sb3_pg.NStepA2C('MlpPolicy', 'CartPole-v1', device='cpu'); print(m._fast_path() is None)"
-    environment = {} if value is None else {"SB3_PG_FAST": value}
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)
-    assert done.stdout.strip() == str(expected)
-
-
 def test_copies_select_for_themselves() -> None:
     """A fast path shares memory with the networks that it was built for."""
     a2c = model()

@@ -105,13 +105,6 @@ def test_targets(options: Options, targets: list[list[float]]) -> None:
     assert np.allclose(buffer.advantages, np.array(targets) - VALUES)
 
 
-@pytest.mark.parametrize("same", [{"return_steps": 4}, {"gae_lambda": 1.0}], ids=str)
-def test_horizons_that_coincide(same: Options) -> None:
-    """A look-ahead as long as the rollout equals none; lambda = 0 equals one reward."""
-    assert np.allclose(collected(**same).learn(8).rollout_buffer.returns, TARGETS[0][2])
-    assert np.allclose(collected(gae_lambda=0.0).learn(8).rollout_buffer.returns, TARGETS[1][2])
-
-
 @pytest.mark.parametrize("n_envs", [1, 7])
 def test_truncated_environments_are_evaluated_in_one_batch(n_envs: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """One forward pass for the end of the rollout, one for all final observations."""
