@@ -32,9 +32,9 @@ class NStepA2C(Accelerated, OnPolicyActorCritic, A2C, fast_path=FastActorCritic)
 
     A superset of SB3's ``A2C``: every argument is accepted with the same meaning. Only the default optimizer differs.
 
-    The look-ahead of ``R_t`` before it bootstraps with the critic is one of
+    ``R_t`` bootstraps with the critic after one of these look-aheads:
 
-    - up to the end of the rollout (default; SB3's with ``gae_lambda=1``);
+    - to the end of the rollout (default; as in SB3 with ``gae_lambda=1``);
     - ``return_steps=k``: k rewards (Sutton & Barto 2018, eq. 7.1), fewer only where the episode or the rollout ends;
     - ``gae_lambda < 1``: a geometric mixture of all look-aheads (Schulman et al. 2016, https://arxiv.org/abs/1506.02438).
 

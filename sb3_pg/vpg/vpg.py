@@ -74,7 +74,7 @@ class VPG(Accelerated, OnPolicyActorCritic, fast_path=FastActorCritic):
         reset before each batch and contribute the same number of episodes
     :param return_steps: look-ahead of ``"n_step"``; only with that estimator
     :param discount_gradient: weight step t by ``gamma^t``, as in the gradient of the discounted objective (Sutton et al.
-        2000, theorem 1). It is common to omit this factor, which gives late states less weight
+        2000, theorem 1). Commonly omitted, although discounting makes late states count less
     :param n_value_updates: critic steps per batch with the critic's own optimizer, 10 if not given; 0: joint loss with the
         policy, the default if ``vf_coef`` is given
     :param value_learning_rate: learning rate of the critic: constant, schedule or ``"lin_1e-3"``; ``learning_rate`` if not
