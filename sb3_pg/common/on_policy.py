@@ -71,7 +71,7 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
 
     def sample_actions(self, obs: Observations, with_values: bool = True) -> tuple[Array, FloatArray | None]:  # noqa: ARG002
         """
-        Act.
+        Sample actions.
 
         :param obs: observations, ``[N, ...]``
         :param with_values: whether the values are needed now; a fast path computes them later otherwise
