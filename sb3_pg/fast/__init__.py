@@ -34,18 +34,11 @@ class FastPath(Protocol):
 
     @classmethod
     def build(cls, algorithm: Any) -> "FastPath | None":
-        """
-        :param algorithm: algorithm with a policy to which nothing has been done
-        :return: its fast path; ``None`` if its networks are of a form that has none
-        """
+        """The fast path of an algorithm to which nothing has been done; ``None`` if its networks have none."""
 
 
 class Accelerated(BaseAlgorithm):
-    """
-    An algorithm with a fast path, named in the class statement: ``class VPG(Accelerated, ..., fast_path=...)``.
-
-    The methods that the fast path replaces are remembered as they are when that class is created.
-    """
+    """An algorithm with a fast path, named in the class statement: ``class VPG(Accelerated, ..., fast_path=...)``."""
 
     _fast_path_class: ClassVar[type[FastPath]]
     _reference_steps: ClassVar[dict[str, object]]
@@ -53,18 +46,12 @@ class Accelerated(BaseAlgorithm):
 
     def __init_subclass__(cls, fast_path: type[FastPath] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if fast_path is not None:
+        if fast_path is not None:  # its methods as they are now, to recognise later changes
             cls._fast_path_class = fast_path
             cls._reference_steps = {name: getattr(cls, name) for name in fast_path.replaces}
 
     def learn(self: SelfAccelerated, *args: Any, **kwargs: Any) -> SelfAccelerated:
-        """
-        As in SB3, with quick copies of what the environments return, and with as many threads for numpy as for torch.
-
-        :param args: as in SB3
-        :param kwargs: as in SB3
-        :return: itself
-        """
+        """As in SB3, with quick copies of what the environments return, and with as many threads for numpy as for torch."""
         with ExitStack() as stack:
             if _enabled.get() and self.env is not None:
                 stack.enter_context(quick_copies(self.env))
@@ -80,8 +67,6 @@ class Accelerated(BaseAlgorithm):
 
 def select(algorithm: Accelerated) -> Any:
     """
-    Choose the fast path. This is asked before every action and every update.
-
     :param algorithm: algorithm
     :return: an object with the steps of its update, equal to the reference up to rounding; ``None``: take the reference
     """

@@ -44,10 +44,8 @@ _ORIGINAL_PARTS = Originals(_PARTS)
 class FastActorCritic:
     """
     The steps of :class:`sb3_pg.common.on_policy.ActorCriticSteps` as functions of arrays, which share the memory of the
-    parameters and of their gradients.
-
-    It is for vectors in, linear layers with tanh or ReLU, and a Gaussian with constant standard deviation or one categorical
-    out, all trainable, on the CPU.
+    parameters and of their gradients: for vectors in, linear layers with tanh or ReLU, and a Gaussian with constant standard
+    deviation or one categorical out, all trainable, on the CPU.
 
     :param algorithm: algorithm with a policy of that form
     :param actor: linear layers and activations of the actor

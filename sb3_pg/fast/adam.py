@@ -21,23 +21,14 @@ _step = th.optim.Adam.step
 
 
 class _Plan(NamedTuple):
-    """
-    The tensors of an optimizer, looked up once.
-
-    :param parameters: all of them
-    :param contents: of the optimizer's state, in its order; ``load_state_dict()`` replaces these tensors
-    :param averages: averages of the gradients
-    :param squares: averages of their squares
-    :param counts: how many steps each parameter has taken, ``[P]``
-    :param steps: its elements, which the states hold: counting up P tensors takes as long as the arithmetic
-    """
+    """The tensors of an optimizer, looked up once."""
 
     parameters: list[th.Tensor]
-    contents: list[th.Tensor]
-    averages: list[th.Tensor]
-    squares: list[th.Tensor]
-    counts: th.Tensor
-    steps: list[th.Tensor]
+    contents: list[th.Tensor]  # of the state, in its order: load_state_dict() replaces these tensors
+    averages: list[th.Tensor]  # of the gradients
+    squares: list[th.Tensor]  # averages of their squares
+    counts: th.Tensor  # [P], how many steps each parameter has taken
+    steps: list[th.Tensor]  # its elements, which the states hold: counting up P tensors takes as long as the arithmetic
 
 
 def take_step(optimizer: th.optim.Optimizer) -> None:
@@ -54,23 +45,11 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
         return
     group = optimizer.param_groups[0]
     beta1, beta2 = group["betas"]
+    options = {name: group[name] for name in ("lr", "weight_decay", "eps", "amsgrad", "maximize")}
+    state: tuple[list[th.Tensor], ...] = (plan.averages, plan.squares, [], plan.steps)
     with th.no_grad():
         plan.counts.add_(1)
-        kernel(
-            plan.parameters,
-            gradients,
-            plan.averages,
-            plan.squares,
-            [],
-            plan.steps,
-            lr=group["lr"],
-            beta1=beta1,
-            beta2=beta2,
-            weight_decay=group["weight_decay"],
-            eps=group["eps"],
-            amsgrad=False,
-            maximize=False,
-        )
+        kernel(plan.parameters, gradients, *state, beta1=beta1, beta2=beta2, **options)
 
 
 def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:

@@ -39,11 +39,7 @@ class Originals:
 
 
 class Fingerprint:
-    """
-    What a module consists of. Comparing it with the module takes a few microseconds.
-
-    :param module: with all that it contains
-    """
+    """What a module consists of. Comparing it with the module takes a few microseconds."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())

@@ -98,12 +98,7 @@ def _find_mlp(network: nn.Module, reduced: bool) -> MLP | None:
 
 
 class ForwardPass:
-    """
-    A minibatch on its way through a stack, and back. Autograd must be off.
-
-    :param mlp: the stack
-    :param x: ``[B, inputs]``, float32
-    """
+    """A float32 minibatch ``[B, inputs]`` on its way through a stack, and back. Autograd must be off."""
 
     def __init__(self, mlp: MLP, x: th.Tensor) -> None:
         self._mlp = mlp
@@ -125,28 +120,16 @@ class ForwardPass:
         #: ``[B, outputs]``, float32
         self.output = x if not reduced else _cast(x, th.float32)
 
-    def backward(self, gradient: th.Tensor, columns: slice | None = None) -> th.Tensor | None:
+    def backward(self, gradient: th.Tensor, columns: slice | None = None, trains: bool = True) -> Any:
         """
         Set the gradients of all parameters.
 
         :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not
-            count. Its memory is reused
+            count. Its memory is reused if the stack trains
         :param columns: inputs whose derivative is wanted as well; ``None``: none of them
-        :return: derivative with respect to these, ``[R, columns]``, or ``None``
+        :param trains: otherwise the gradients of the parameters are left alone
+        :return: derivative with respect to these columns, ``[R, columns]``, or ``None``
         """
-        return self._backward(gradient, columns, True)
-
-    def input_gradient(self, gradient: th.Tensor, columns: slice = ALL) -> th.Tensor:
-        """
-        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``
-        :param columns: inputs whose derivative is wanted
-        :return: derivative with respect to these, ``[R, columns]``
-        """
-        result = self._backward(gradient, columns, False)
-        assert result is not None
-        return result
-
-    def _backward(self, gradient: th.Tensor, columns: slice | None, trains: bool) -> th.Tensor | None:
         mlp, outputs, weights = self._mlp, self._outputs, self._weights
         n_rows, n_layers, reduced = gradient.shape[0], len(weights), mlp.reduced
         if n_rows < outputs[0].shape[0]:
@@ -186,12 +169,7 @@ def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 
 def set_gradient(parameter: th.Tensor, gradient: th.Tensor) -> None:
-    """
-    Set ``parameter.grad``, laid out in memory as the parameter is: fused optimizers walk through both.
-
-    :param parameter: of an optimizer
-    :param gradient: of the same shape
-    """
+    """Set ``parameter.grad``, laid out in memory as the parameter is: fused optimizers walk through both."""
     if gradient.stride() != parameter.stride():
         gradient = th.empty_like(parameter).copy_(gradient)
     parameter.grad = gradient
@@ -220,11 +198,7 @@ def fit_critics(critics: Sequence[MLP], inputs: th.Tensor, targets: th.Tensor, w
 
 
 def min_q(critics: Sequence[MLP], inputs: th.Tensor) -> th.Tensor:
-    """
-    :param critics: C networks
-    :param inputs: states and actions, ``[S, D]``
-    :return: the smallest value of all, ``[S, 1]``
-    """
+    """The smallest value of all critics, ``[S, 1]``, for states and actions ``[S, D]``."""
     values = [ForwardPass(critic, inputs).output for critic in critics]
     return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
 
@@ -241,36 +215,22 @@ def min_q_gradient(
     """
     columns = slice(inputs.shape[1] - n_actions, None)
     passes = [ForwardPass(critic, inputs) for critic in critics]
-    if len(passes) == 1:
-        return th.dot(passes[0].output[:, 0], weights[:, 0]), passes[0].input_gradient(weights, columns)
     values = th.cat([each.output for each in passes], dim=1)
     lowest = values.amin(dim=1, keepdim=True)
     # As in torch, critics of equal value share the gradient.
     shares = (values == lowest).float()
     shares *= weights / shares.sum(dim=1, keepdim=True)
-    gradients = [each.input_gradient(shares[:, i : i + 1], columns) for i, each in enumerate(passes)]
+    gradients = [each.backward(shares[:, i : i + 1], columns, trains=False) for i, each in enumerate(passes)]
     return th.dot(lowest[:, 0], weights[:, 0]), th.stack(gradients).sum(dim=0)
 
 
 def trains(optimizer: th.optim.Optimizer, network: nn.Module) -> bool:
-    """
-    :param optimizer: optimizer
-    :param network: network
-    :return: whether the optimizer has exactly the parameters of the network
-    """
+    """Whether the optimizer has exactly the parameters of the network."""
     return {p for group in optimizer.param_groups for p in group["params"]} == set(network.parameters())
 
 
 def descend(algorithm: Any, optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
-    """
-    One step down a loss whose gradients are set.
-
-    :param algorithm: off-policy algorithm
-    :param optimizer: optimizer
-    :param loss: scalar
-    :param name: of the loss
-    :raises ValueError: the loss or its gradient is not finite
-    """
+    """``OffPolicyBase._descend`` for a loss whose gradients are set."""
     algorithm._check_finite(name, loss)
     algorithm._check_gradients(name, (p for group in optimizer.param_groups for p in group["params"]))
     take_step(optimizer)

@@ -18,10 +18,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class _Activation(NamedTuple):
-    """
-    :param apply: the function, in place
-    :param backward: multiplies its second argument, in place, by the derivative where the function has the value of the first
-    """
+    """A function, and its derivative as a function of its value: it multiplies the second argument. Both work in place."""
 
     apply: Callable[[Float32Array], object]
     backward: Callable[[Float32Array, Float32Array], object]
@@ -44,20 +41,13 @@ class _Layer(NamedTuple):
 
 
 class NumpyMLP:
-    """
-    A stack of linear layers.
-
-    :param layers: first to last
-    """
+    """A stack of linear layers, made by :func:`numpy_mlp`."""
 
     def __init__(self, layers: list[_Layer]) -> None:
         self._layers = layers
 
     def forward(self, x: Float32Array) -> list[Float32Array]:
-        """
-        :param x: ``[S, inputs]``
-        :return: ``x``, and the output of each layer
-        """
+        """``x``, ``[S, inputs]``, and the output of each layer."""
         outputs = [x]
         for layer in self._layers:
             # One observation: the BLAS multiplies a matrix and a vector twice as fast.
@@ -69,12 +59,7 @@ class NumpyMLP:
         return outputs
 
     def backward(self, outputs: list[Float32Array], gradient: Float32Array) -> None:
-        """
-        Set the gradients of all layers.
-
-        :param outputs: what :meth:`forward` returned
-        :param gradient: derivative with respect to the last output, ``[S, outputs]``; overwritten
-        """
+        """Set the gradients of all layers, from the derivative with respect to the last output, which is overwritten."""
         for i in range(len(self._layers) - 1, -1, -1):
             layer = self._layers[i]
             if layer.activation is not None:

@@ -12,45 +12,34 @@ from typing import Any
 
 import torch as th
 
-
-@functools.cache
-def _global_module_hooks() -> list[dict[int, Any]] | None:
-    names = ("forward_hooks", "forward_pre_hooks", "backward_hooks", "backward_pre_hooks")
-    module = th.nn.modules.module
-    registries = [getattr(module, f"_global_{name}", None) for name in names]
-    return [registry for registry in registries if registry is not None] if None not in registries else None
+_MODULE_HOOKS = tuple(f"_global_{name}hooks" for name in ("forward_", "forward_pre_", "backward_", "backward_pre_"))
+_OPTIMIZER_HOOKS = tuple(f"_global_optimizer_{name}_hooks" for name in ("pre", "post"))
+_MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
 
 
 @functools.cache
-def _global_optimizer_hooks() -> list[dict[int, Any]] | None:
-    module = importlib.import_module("torch.optim.optimizer")  # torch.optim deletes the name
-    registries = [getattr(module, f"_global_optimizer_{name}_hooks", None) for name in ("pre", "post")]
-    return [registry for registry in registries if registry is not None] if None not in registries else None
-
-
-@functools.cache
-def _mode_counters() -> list[Callable[[], int]] | None:
-    counters = [getattr(th._C, name, None) for name in ("_len_torch_function_stack", "_len_torch_dispatch_stack")]
-    return [counter for counter in counters if counter is not None] if None not in counters else None
+def _look_up(module: str, names: tuple[str, ...]) -> list[Any] | None:
+    """What a module has under these names; ``None`` if one is missing."""
+    # torch.optim deletes the names of its modules.
+    found = [getattr(importlib.import_module(module), name, None) for name in names]
+    return None if any(each is None for each in found) else found
 
 
 def has_global_module_hooks() -> bool:
-    """:return: whether hooks for all modules are registered; ``True`` if this cannot be found out"""
-    registries = _global_module_hooks()
+    """Whether hooks for all modules are registered; ``True`` if this cannot be found out."""
+    registries = _look_up("torch.nn.modules.module", _MODULE_HOOKS)
     return registries is None or any(registries)
 
 
 def has_global_optimizer_hooks() -> bool:
-    """:return: whether hooks for all optimizers are registered; ``True`` if this cannot be found out"""
-    registries = _global_optimizer_hooks()
+    """Whether hooks for all optimizers are registered; ``True`` if this cannot be found out."""
+    registries = _look_up("torch.optim.optimizer", _OPTIMIZER_HOOKS)
     return registries is None or any(registries)
 
 
 def has_modes() -> bool:
-    """
-    :return: whether a mode intercepts the functions of torch (a default device is one); ``True`` if this cannot be found out
-    """
-    counters = _mode_counters()
+    """Whether a mode intercepts the functions of torch (a default device is one); ``True`` if this cannot be found out."""
+    counters = _look_up("torch._C", _MODES)
     return counters is None or any(counter() for counter in counters)
 
 

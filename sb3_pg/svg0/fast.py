@@ -84,7 +84,6 @@ class ActorPass:
             grad_spread = grad_spread.sum(dim=1, keepdim=True)
         grad_raw = grad_spread * self._slope
         grad_latent = self._mean.backward(grad_mean, ALL)
-        assert grad_latent is not None
         if self._log_std is None:
             set_gradient(self._path.actor.log_std.bias, grad_raw.sum(dim=0))
         else:

@@ -221,8 +221,7 @@ def fresh() -> Iterator[None]:
 @pytest.mark.usefixtures("fresh")
 def test_a_missing_private_name_counts_as_a_change(module: Any, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     assert Fingerprint(network()).is_plain
-    for each in (torch_private._global_module_hooks, torch_private._mode_counters):
-        each.cache_clear()
+    torch_private._look_up.cache_clear()
     monkeypatch.delattr(module, name)
     assert not Fingerprint(network()).is_plain
 
