@@ -27,13 +27,7 @@ def quick_deepcopy(x: Any) -> Any:
     """
     if type(x) is not dict and type(x) is not OrderedDict:
         return copy.deepcopy(x)
-    if _is_flat(x):
-        return x.copy()
     return type(x)((key, _copy_value(value)) for key, value in x.items())
-
-
-def _is_flat(x: dict[Any, Any]) -> bool:
-    return _ATOMIC.issuperset(map(type, x.values()))
 
 
 def _copy_value(x: Any) -> Any:
@@ -42,7 +36,7 @@ def _copy_value(x: Any) -> Any:
     if type(x) is np.ndarray and not x.dtype.hasobject:
         return x.copy(order="K")
     # Such as a Monitor's statistics. Deeper ones may contain themselves.
-    if type(x) is dict and _is_flat(x):
+    if type(x) is dict and _ATOMIC.issuperset(map(type, x.values())):
         return x.copy()
     return copy.deepcopy(x)
 
