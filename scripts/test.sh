@@ -26,4 +26,4 @@ mypy sb3_pg scripts tests
 echo "== tests =="
 # The workers must generate the same test ids, even if these depend on the order of a set.
 export PYTHONHASHSEED=0
-pytest --installed -n "${PYTEST_WORKERS:-2}" --durations 15 "$@" </dev/null
+pytest --installed -m 'not bench' -n "${PYTEST_WORKERS:-2}" --dist worksteal --durations 15 "$@" </dev/null

@@ -185,7 +185,7 @@ def test_tensorboard_has_our_keys(trained: Trained) -> None:
     assert scalars >= {"eval/mean_reward", "rollout/ep_rew_mean", *OUR_KEYS[trained.key]}
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 @pytest.mark.usefixtures("outside")
 def test_tracking_has_our_keys(trained: Trained, monkeypatch: pytest.MonkeyPatch) -> None:
     """Weights & Biases in its offline mode, in a process of its own: it changes TensorBoard's classes."""

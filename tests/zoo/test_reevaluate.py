@@ -713,7 +713,7 @@ def test_the_launcher_imports_nothing_of_it() -> None:
     assert done.stdout == "\n"
 
 
-@pytest.mark.slow
+@pytest.mark.bench
 def test_it_trains_with_the_zoo_and_the_winner_can_be_trained(folder: Path) -> None:
     study_of("vpg", [1.0, 2.0, 3.0], COMMAND.replace("3000", "300"))
 
