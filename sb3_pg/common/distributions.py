@@ -1,9 +1,8 @@
 """
 Gaussian action distributions: isotropic, diagonal or full covariance, squashed or not.
 
-A *sample* u is what the Gaussian draws, an unbounded vector; an *action* is u itself, or tanh(u) if the distribution is
-squashed. Everything here takes samples, never actions: tanh cannot be inverted near its bounds, in float32 not at all beyond
-|u| = 9.
+A *sample* u is an unbounded vector drawn from the Gaussian; an *action* is u itself, or tanh(u) if the distribution is
+squashed. All functions take samples, never actions: near its bounds tanh cannot be inverted, in float32 from |u| = 9 on.
 """
 
 import math
@@ -20,7 +19,7 @@ COVARIANCES = ("isotropic", "diagonal", "full")
 
 LOG_2 = math.log(2)
 LOG_SQRT_2_PI = 0.5 * math.log(2 * math.pi)
-# tanh of anything larger is 1 in float32.
+# The largest float32 below 1.
 LARGEST_TANH = 1 - 2**-24
 
 
@@ -28,7 +27,7 @@ def n_standard_deviations(covariance: str, dim: int) -> int:
     """
     :param covariance: one of ``COVARIANCES``
     :param dim: number of dimensions A
-    :return: how many standard deviations (entries on the diagonal of the Cholesky factor) have to be given
+    :return: number of standard deviations (diagonal entries of the Cholesky factor) to specify
     """
     return 1 if covariance == "isotropic" else dim
 
@@ -68,8 +67,8 @@ def log_tanh_derivative(sample: th.Tensor) -> th.Tensor:
 
 def inverse_tanh(actions: FloatArray) -> FloatArray:
     """
-    :param actions: in [-1, 1]; beyond, they are clipped
-    :return: samples whose tanh is as near to the actions as float32 allows, the same shape
+    :param actions: actions, clipped to [-1, 1]
+    :return: samples whose tanh is as close to the actions as float32 allows, the same shape
     """
     samples: FloatArray = np.arctanh(np.clip(actions, -LARGEST_TANH, LARGEST_TANH).astype(np.float32))
     return samples
@@ -82,7 +81,7 @@ def uniform_samples(n: int, dim: int, squash: bool) -> tuple[FloatArray, FloatAr
     :param n: number of actions N
     :param dim: number of dimensions A
     :param squash: whether the action is tanh of the sample
-    :return: samples that stand for the actions, ``[N, A]``, and their log-density, ``[N]``
+    :return: samples that correspond to the actions, ``[N, A]``, and their log-density, ``[N]``
     """
     actions = np.random.uniform(-1, 1, size=(n, dim)).astype(np.float32)  # noqa: NPY002 # the generator that SB3 seeds
     log_probs = np.full(n, -dim * LOG_2, dtype=np.float32)
@@ -97,8 +96,8 @@ class GaussianActions:
     Distribution of actions, ``u = mean + L z`` with ``z ~ N(0, I)``, the action being u or tanh(u).
 
     :param mean: ``[S, A]``
-    :param std: ``[S, A]``, or ``[S, 1]`` for the same in all directions; positive. With ``off_diagonal`` the diagonal of L
-    :param off_diagonal: ``[S, A (A - 1) / 2]``, entries of L below its diagonal; ``None``: there are none
+    :param std: diagonal of L, positive: ``[S, A]``, or ``[S, 1]`` if it is the same in all dimensions
+    :param off_diagonal: ``[S, A (A - 1) / 2]``, entries of L below its diagonal; ``None``: all zero
     :param squash: whether the action is tanh(u)
     """
 
@@ -107,11 +106,11 @@ class GaussianActions:
         # Mean of the samples, [S, A].
         self.mean = mean
         self._std = std if std.shape == mean.shape else std.expand_as(mean)
-        # torch's own distribution only for the hard case: constructing and calling it takes longer than the arithmetic.
+        # torch's distribution only for full covariances: its overhead exceeds the arithmetic.
         self._correlated: D.MultivariateNormal | None = None
         if off_diagonal is not None:
             factor = cholesky_factor(self._std, off_diagonal)
-            # Without torch's checks, which cost as much as the rest: the algorithm checks its losses.
+            # Without torch's validation, which doubles the time: the algorithm checks its losses.
             self._correlated = D.MultivariateNormal(mean, scale_tril=factor, validate_args=False)
 
     @property
@@ -145,13 +144,13 @@ class GaussianActions:
     def actions(self, samples: th.Tensor) -> th.Tensor:
         """
         :param samples: ``[..., A]``
-        :return: the actions that they stand for, ``[..., A]``
+        :return: the corresponding actions, ``[..., A]``
         """
         return th.tanh(samples) if self.squash else samples
 
     def sample_log_prob(self, samples: th.Tensor) -> th.Tensor:
         """
-        Log-density of the samples. It is what importance ratios need: the Jacobian of tanh would cancel.
+        Log-density of the samples, as needed for importance ratios: there, the Jacobian of tanh cancels.
 
         :param samples: ``[..., S, A]``
         :return: ``[..., S]``
@@ -164,7 +163,7 @@ class GaussianActions:
 
     def log_prob(self, samples: th.Tensor) -> th.Tensor:
         """
-        Log-density of the actions that the samples stand for.
+        Log-density of the actions that correspond to the samples.
 
         :param samples: ``[..., S, A]``
         :return: ``[..., S]``

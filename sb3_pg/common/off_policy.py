@@ -1,4 +1,4 @@
-"""The one training loop of the off-policy algorithms: sample, losses, step, average the targets, log."""
+"""Training loop of the off-policy algorithms: sample, losses, step, Polyak averaging, logging."""
 
 import io
 import math
@@ -20,7 +20,7 @@ from sb3_pg.common.base import PolicyGradientAlgorithm
 from sb3_pg.common.files import atomic_write
 from sb3_pg.common.validation import parse_schedule
 
-# In bfloat16, linear layers with fewer inputs or outputs are not worth it.
+# Linear layers with fewer inputs or outputs gain nothing from bfloat16.
 MIN_REDUCED = 64
 
 Record = dict[str, th.Tensor]
@@ -28,8 +28,8 @@ Record = dict[str, th.Tensor]
 
 class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     """
-    An actor and a critic, each with an optimizer of its own, that learn from replayed experience. A subclass supplies the
-    minibatches and the update.
+    Actor-critic algorithms that learn from replayed experience, with separate optimizers of actor and critic. A subclass
+    supplies the minibatches and the update.
     """
 
     actor: Any
@@ -37,7 +37,7 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
     qf_learning_rate: float | str | Schedule | None = None
     qf_lr_schedule: Schedule | None = None
     bf16 = False
-    #: Advice to users whose losses are not finite, besides a lower learning rate.
+    #: Advice in the error about losses that are not finite, besides a lower learning rate.
     if_not_finite: ClassVar[str]
 
     def train(self, gradient_steps: int, batch_size: int = 256) -> None:
@@ -45,8 +45,8 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         Update critic, actor and target networks. Does nothing while there is no experience.
 
         :param gradient_steps: number of minibatches
-        :param batch_size: number of steps in each
-        :raises ValueError: a loss or its gradient is not finite; the parameters are as they were before that step
+        :param batch_size: number of steps in a minibatch
+        :raises ValueError: a loss or its gradient is not finite; that step leaves the parameters unchanged
         """
         if gradient_steps < 1 or not self._can_sample():
             return
@@ -77,15 +77,15 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         One step of each optimizer.
 
         :param batch: minibatch
-        :return: what to log, detached
+        :return: values to log, detached
         """
 
     def _after_updates(self) -> None:
-        """What follows all minibatches of a call of :meth:`train`."""
+        """Called at the end of :meth:`train`, after all minibatches."""
 
     def _target_networks(self) -> Iterable[tuple[nn.Module, nn.Module]]:
         """
-        :return: each network with the one that follows it
+        :return: pairs of a network and its target network
         """
         raise NotImplementedError
 
@@ -97,12 +97,12 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
 
     def _descend(self, optimizer: th.optim.Optimizer, loss: th.Tensor, name: str) -> None:
         """
-        One step down a loss. No gradient reaches anything but the parameters of the optimizer that are not frozen: the actor's
-        loss leaves the critic alone.
+        Take one step of gradient descent. Only the trainable parameters of the optimizer receive gradients: the actor's loss
+        leaves the critic unchanged.
 
         :param optimizer: optimizer
         :param loss: scalar
-        :param name: of the loss
+        :param name: name of the loss, for the error message
         :raises ValueError: the loss or its gradient is not finite
         """
         self._check_finite(name, loss)
@@ -122,7 +122,7 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
 
     def _check_gradients(self, name: str, parameters: Iterable[th.Tensor]) -> None:
         gradients = [p.grad for p in parameters if p.grad is not None and not p.grad.is_sparse]
-        # What is not finite shows in a sum, which takes a tenth of the time of a look at each number.
+        # An element that is not finite shows in the sum, which takes a tenth of the time of checking each element.
         if math.isfinite(sum(float(gradient.sum()) for gradient in gradients)):
             return
         if not all(bool(gradient.isfinite().all()) for gradient in gradients):
@@ -130,7 +130,7 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
 
     def _update_targets(self) -> None:
         """``target <- (1 - tau) target + tau network``. Running statistics of batch normalisation are copied, as in SB3."""
-        # A dictionary: an extractor that networks share is averaged once.
+        # A dictionary, so that an extractor shared by networks is averaged once.
         pairs: dict[th.Tensor, th.Tensor] = {}
         for network, target in self._target_networks():
             pairs |= zip(target.parameters(), network.parameters(), strict=True)
@@ -153,9 +153,9 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         """
         As in SB3.
 
-        :param args: as in SB3
-        :param kwargs: as in SB3
-        :return: number of steps and episodes, and whether to go on
+        :param args: positional arguments of SB3's method
+        :param kwargs: keyword arguments of SB3's method
+        :return: number of steps and episodes, and whether to continue
         """
         rollout = super().collect_rollouts(*args, **kwargs)
         if not rollout.continue_training:
@@ -176,7 +176,7 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
 
     def _check_precision(self) -> None:
         """
-        :raises ValueError: ``bf16`` is no truth value, or would change nothing
+        :raises ValueError: ``bf16`` is not a bool, or has no effect
         """
         if not isinstance(self.bf16, bool):
             raise ValueError(f"bf16={self.bf16!r} must be True or False")
@@ -184,14 +184,14 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
             return
         if not any(isinstance(m, nn.Linear) and min(m.weight.shape) >= MIN_REDUCED for m in self.policy.modules()):
             raise ValueError(
-                f"bf16=True changes nothing for this policy: it takes linear layers from and to at least {MIN_REDUCED} units"
+                f"bf16=True has no effect on this policy: no linear layer has at least {MIN_REDUCED} units as input and output"
             )
         if self.device.type == "cpu" and not any(th.cpu.get_capabilities().get(name) for name in ("avx512_bf16", "amx_bf16")):
-            warnings.warn("bf16=True: this processor has no instructions for bfloat16, it will be slower", stacklevel=2)
+            warnings.warn("bf16=True: this processor has no bfloat16 instructions, updates will be slower", stacklevel=2)
 
     def save_replay_buffer(self, path: str | Path | io.BufferedIOBase) -> None:
         """
-        Save the replay buffer. If the process is killed meanwhile, an earlier file of that name stays intact.
+        Save the replay buffer atomically: if the process is killed meanwhile, an existing file stays intact.
 
         :param path: file to write; ``.pkl`` is appended to a name without suffix
         """
@@ -202,9 +202,9 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
         """
         Load a replay buffer that was saved with :meth:`save_replay_buffer`.
 
-        :param path: the file
-        :param truncate_last_traj: whether episodes that were running end where they were, as if cut by a time limit
-        :raises ValueError: the file holds a buffer of another kind, for other spaces or another number of environments
+        :param path: file to read
+        :param truncate_last_traj: whether to truncate unfinished episodes at their latest step, as a time limit does
+        :raises ValueError: the file contains a buffer of another class, for other spaces or another number of environments
         """
         loaded, kind = load_from_pkl(path, self.verbose), self.replay_buffer_class
         assert kind is not None
@@ -215,7 +215,7 @@ class OffPolicyBase(PolicyGradientAlgorithm, OffPolicyAlgorithm):
                 "{} for {} environments with {} and {}".format(each.__name__, *spaces)
                 for each, spaces in ((type(loaded), found), (kind, needed))
             )
-            raise ValueError("{} holds a {}, and this model needs a {}".format(path, *kinds))
+            raise ValueError("{} contains a {}, but this model needs a {}".format(path, *kinds))
         loaded.device = self.device
         self.replay_buffer = loaded
 

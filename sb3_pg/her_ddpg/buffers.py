@@ -1,4 +1,4 @@
-"""Replay of whole episodes with goals that are chosen in hindsight, when sampling."""
+"""Replay of whole episodes, with goals that are relabelled in hindsight when sampling."""
 
 import warnings
 from typing import Any
@@ -18,9 +18,8 @@ from sb3_pg.her_ddpg.hindsight import EPISODE_STRATEGIES, BoolArray, FloatArray,
 
 GOAL_STRATEGIES = (*EPISODE_STRATEGIES, "random")
 AMBIGUOUS_TERMINATION = (
-    "the environment ended an episode and has no compute_terminated(): whether a transition ends the episode is kept as it "
-    "was recorded when its goal is replaced. Pass terminate_on_success=True if exactly the success ends it, or False for no "
-    "warning"
+    "the environment terminated an episode and has no compute_terminated(): relabelled transitions keep their recorded "
+    "termination. Pass terminate_on_success=True if an episode terminates exactly on success, or False to silence this warning"
 )
 
 Array = npt.NDArray[Any]
@@ -28,50 +27,40 @@ Array = npt.NDArray[Any]
 
 class HindsightReplayBuffer(HerReplayBuffer):
     """
-    Replay buffer of whole episodes. A share of each batch has its desired goal replaced by one that was achieved, and its
-    reward recomputed by the environment (Andrychowicz et al. 2017).
+    Replay buffer of whole episodes. In a share of each minibatch the desired goal is replaced by an achieved one, and the
+    environment recomputes the reward (Andrychowicz et al. 2017).
 
-    It differs from SB3's ``HerReplayBuffer`` in that it needs no environment to be built, unpickled or filled, only to
-    sample; in the strategy ``random``; in n-step returns along the segment of one goal; in that a new goal may change where
-    the episode terminates; and in its storage: each observation is kept once, memory is taken with the first transition, and
-    dictionaries of information are not kept at all.
+    Unlike SB3's ``HerReplayBuffer``, it needs environments only to sample, has the strategy ``random``, computes n-step
+    returns with one goal per segment, and lets a new goal change where the episode terminates. Each observation is stored
+    once, memory is allocated with the first transition, and info dictionaries are not stored.
 
-    Rows: each environment owns ``buffer_size // n_envs`` of them, a ring. An episode of T steps takes T + 1, the last one for
+    Each environment has a ring of ``buffer_size // n_envs`` rows. An episode of T steps occupies T + 1 rows, the last one for
     its final observation.
 
-    :param buffer_size: number of rows of all environments together
+    :param buffer_size: number of rows, over all environments
     :param observation_space: with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
     :param action_space: space of the actions
-    :param env: environments whose ``compute_reward`` is asked; may be set later, see ``set_env``
+    :param env: environments that compute rewards; may be set later, see ``set_env``
     :param device: device of the samples
     :param n_envs: number of environments
-    :param optimize_memory_usage: must be False; observations are kept once in any case
+    :param optimize_memory_usage: must be False; each observation is stored only once in any case
     :param handle_timeout_termination: whether an episode cut by a time limit counts as not terminated
-    :param n_sampled_goal: number of samples with a replaced goal for each one with the original goal
+    :param n_sampled_goal: number of relabelled samples per sample with the original goal
     :param goal_selection_strategy: ``"future"``, ``"final"``, ``"episode"`` (goals achieved in the same episode, see
         :func:`sb3_pg.her_ddpg.hindsight.goal_offsets`), ``"random"`` (achieved anywhere in the buffer), or SB3's enumeration
     :param copy_info_dict: must be False; rewards must not depend on ``info``
-    :param n_steps: length of the returns
+    :param n_steps: number of steps of the n-step returns
     :param gamma: discount factor of these returns
-    :param reward_range: least and greatest reward that the environment can give; ``None``: not known
-    :param terminate_on_success: whether a transition terminates exactly if its reward is the greatest one; ``None``: ask the
-        environment's ``compute_terminated``, or keep what was recorded where it has none
-    :raises ValueError: an option out of range or not supported
+    :param reward_range: minimum and maximum reward of the environment; ``None``: unknown
+    :param terminate_on_success: whether a transition terminates exactly at the maximum reward; ``None``: call the
+        environment's ``compute_terminated``, or keep recorded terminations if it has none
+    :raises ValueError: an option is out of range or not supported
     """
 
-    # What an unpickled buffer takes over from the one it replaces: see load_replay_buffer of the algorithm.
+    # Attributes that a loaded buffer takes from the one it replaces, see HERDDPG.load_replay_buffer().
     SETTINGS = (
-        "env",
-        "device",
-        "n_sampled_goal",
-        "her_ratio",
-        "goal_selection_strategy",
-        "n_steps",
-        "gamma",
-        "reward_range",
-        "terminate_on_success",
-        "rng",
-        "_asks_terminated",
+        *("env", "device", "n_sampled_goal", "her_ratio", "goal_selection_strategy", "n_steps", "gamma"),
+        *("reward_range", "terminate_on_success", "rng", "_asks_terminated"),
     )
     goal_selection_strategy: str  # type: ignore[assignment]  # SB3's enumeration lacks "random"
 
@@ -94,12 +83,12 @@ class HindsightReplayBuffer(HerReplayBuffer):
         reward_range: tuple[float, float] | None = None,
         terminate_on_success: bool | None = None,
     ) -> None:
-        # Not HerReplayBuffer's own constructor: it would allocate another storage.
+        # Not HerReplayBuffer's constructor, which would allocate its own storage.
         BaseBuffer.__init__(self, max(buffer_size // n_envs, 1), observation_space, action_space, device, n_envs)
         if optimize_memory_usage:
-            raise ValueError("optimize_memory_usage=True is not needed here: each observation is kept once; use False")
+            raise ValueError("optimize_memory_usage=True is not needed: each observation is stored only once. Use False")
         if copy_info_dict:
-            raise ValueError("copy_info_dict=True is not supported: compute_reward must depend on the two goals alone")
+            raise ValueError("copy_info_dict=True is not supported: compute_reward must depend only on the two goals")
         if not (isinstance(n_sampled_goal, int) and n_sampled_goal >= 0):
             raise ValueError(f"n_sampled_goal={n_sampled_goal!r} must be an integer of at least 0")
         self.set_env(env)
@@ -114,18 +103,18 @@ class HindsightReplayBuffer(HerReplayBuffer):
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything."""
+        """Clear the buffer."""
         # Row arrays, [n_envs * buffer_size, ...]; empty until the first transition.
         self._rows: dict[str, Array] = {}
-        # Next row of each environment within its ring, and steps of its running episode.
+        # Next row of each environment within its ring, and number of steps of its current episode.
         self._positions = np.zeros(self.n_envs, dtype=np.int64)
         self._elapsed = np.zeros(self.n_envs, dtype=np.int64)
-        # Row and length of each episode that finished since the last call of sample_new_episodes().
+        # First row and length of each episode completed since the last call of sample_new_episodes().
         self._new_episodes: list[tuple[int, int]] = []
         self._sampleable: IntArray | None = None
-        # Rows of each ring that were ever written.
+        # Number of rows of each ring that have been written.
         self._used = 0
-        # Of the base class, which counts one position for all environments: nothing here reads it.
+        # Attributes of the base class, which has one position for all environments. They are not used here.
         self.pos, self.full = 0, False
 
     # ---- storage -----------------------------------------------------------------------------------------------------------
@@ -142,13 +131,13 @@ class HindsightReplayBuffer(HerReplayBuffer):
         """
         Store one transition of each environment.
 
-        :param obs: ``[N, ...]`` each
-        :param next_obs: ``[N, ...]`` each; the final observation where the episode is over
+        :param obs: observations, ``[N, ...]`` each
+        :param next_obs: next observations, ``[N, ...]`` each; the final observation where the episode ended
         :param action: ``[N, ...]``, scaled to [-1, 1]
         :param reward: ``[N]``
-        :param done: ``[N]``, whether the episode is over
-        :param infos: only ``TimeLimit.truncated`` is read
-        :raises ValueError: a reward out of ``reward_range``, or an episode longer than the buffer
+        :param done: ``[N]``, whether the episode ended
+        :param infos: info dictionaries, of which only ``TimeLimit.truncated`` is read
+        :raises ValueError: a reward is outside of ``reward_range``, or an episode is longer than the buffer
         """
         if not self._rows:
             self._rows = self._allocate()
@@ -177,7 +166,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
     def _allocate(self) -> dict[str, Array]:
         n = self.n_envs * self.buffer_size
         assert isinstance(self.observation_space, spaces.Dict)
-        # np.zeros takes memory when it is written to, not before.
+        # np.zeros only reserves memory, which is allocated when it is written.
         store = {
             key: np.zeros((n, *get_obs_shape(space)), dtype=_storage_dtype(space))
             for key, space in self.observation_space.spaces.items()
@@ -186,12 +175,12 @@ class HindsightReplayBuffer(HerReplayBuffer):
         store["reward"] = np.zeros(n, dtype=np.float32)
         store["terminated"] = np.zeros(n, dtype=np.bool_)
         store["elapsed"] = np.zeros(n, dtype=np.int32)
-        # Steps until the end of the row's episode, this one included; 0 where there is nothing to sample.
+        # Steps until the end of the episode, including this one; 0 in rows that cannot be sampled.
         store["remaining"] = np.zeros(n, dtype=np.int32)
         return store
 
     def _make_room(self, rows: IntArray, next_rows: IntArray) -> None:
-        """Forget the whole episodes that rows about to be written belong to. Episodes are met at their first row."""
+        """Remove whole episodes before they are overwritten, which always starts at their first row."""
         remaining = self._rows["remaining"]
         touched = np.concatenate([rows[self._elapsed == 0], next_rows])
         for row in touched[remaining[touched] > 0]:
@@ -206,11 +195,11 @@ class HindsightReplayBuffer(HerReplayBuffer):
                 terminated[i] = not infos[i].get("TimeLimit.truncated", False)
         if self.terminate_on_success is None and self.env is not None and not self._asks_terminated and terminated.any():
             warnings.warn(AMBIGUOUS_TERMINATION, stacklevel=2)
-            self.terminate_on_success = False  # what None comes to here; said once
+            self.terminate_on_success = False  # the same as None here, without a second warning
         return terminated
 
     def _finish_episodes(self, env_indices: IntArray) -> None:
-        """Make the running episodes of these environments available."""
+        """End the current episodes of these environments, so that they can be sampled."""
         for i in env_indices:
             length = int(self._elapsed[i])
             first, position = int(i) * self.buffer_size, int(self._positions[i])
@@ -223,7 +212,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
             self._sampleable = None
 
     def truncate_last_trajectory(self) -> None:
-        """Let the running episodes end here, as if cut by a time limit: their environments will be reset."""
+        """Truncate the current episodes, as a time limit does. The environments must be reset afterwards."""
         self._finish_episodes(np.flatnonzero(self._elapsed))
 
     def size(self) -> int:
@@ -234,27 +223,27 @@ class HindsightReplayBuffer(HerReplayBuffer):
 
     @property
     def can_sample(self) -> bool:
-        """Whether an episode is complete."""
+        """Whether there is a complete episode."""
         return self.size() > 0
 
     def set_env(self, env: VecEnv | None) -> None:
         """
-        :param env: environments to ask for rewards from now on
+        :param env: environments that compute rewards
         """
         self.env = env
         self._asks_terminated = env is not None and has_compute_terminated(env)
 
     def adopt_settings(self, other: "HindsightReplayBuffer") -> None:
         """
-        Keep the experience, and take everything else from another buffer.
+        Keep the experience, and take all settings from another buffer.
 
-        :param other: where from
+        :param other: buffer with the settings
         """
         for name in self.SETTINGS:
             setattr(self, name, getattr(other, name))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Not the environments; of the rows only those that were written.
+        # Without the environments, and without rows that were never written.
         state = {key: value for key, value in self.__dict__.items() if key not in ("env", "_sampleable")}
         split = {key: rows.reshape(self.n_envs, -1, *rows.shape[1:]) for key, rows in self._rows.items()}
         return {**state, "_rows": {key: rows[:, : self._used].copy() for key, rows in split.items()}}
@@ -277,16 +266,14 @@ class HindsightReplayBuffer(HerReplayBuffer):
         Sample transitions with replacement, all equally likely.
 
         :param batch_size: B
-        :param env: must be ``None``: rewards and observations come as the environment gives them
-        :return: ``[B, ...]`` each, rewards, dones and discounts ``[B, 1]``; the first ``int(her_ratio * B)`` have a goal that
-            was achieved. With n steps, ``rewards`` are their discounted sums, ``next_observations`` come that many steps
-            later, and ``discounts`` multiply their value
-        :raises ValueError: there is no complete episode yet, no environment to ask for rewards, or a ``VecNormalize``
+        :param env: must be ``None``, since observations and rewards are not normalised here
+        :return: ``[B, ...]`` each; rewards, dones and discounts ``[B, 1]``. The goals of the first ``int(her_ratio * B)`` are
+            relabelled. With n-step returns, ``rewards`` are their discounted sums, ``next_observations`` are those n steps
+            later, and ``discounts`` multiply the values of these
+        :raises ValueError: there is no complete episode, no environment to compute rewards, or a ``VecNormalize``
         """
         if env is not None:
-            raise ValueError(
-                "HindsightReplayBuffer does not normalise by VecNormalize: the policy has a normaliser of its own"
-            )
+            raise ValueError("HindsightReplayBuffer does not support VecNormalize: the policy normalises its inputs itself")
         sampleable = self._sampleable_rows()
         if len(sampleable) == 0:
             raise ValueError("no episode is complete yet: collect at least one whole episode before sampling")
@@ -305,7 +292,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
 
     def sample_new_episodes(self) -> TensorDict | None:
         """
-        Every transition of the episodes that finished since the last call, once, with the goals that training would see.
+        Return each transition of the episodes completed since the last call once, with goals relabelled as in training.
 
         :return: ``observation`` and ``desired_goal``, ``[B, ...]`` each; ``None`` without new episodes
         """
@@ -328,7 +315,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         return np.take(self._rows[key], rows, axis=0)
 
     def _shift(self, rows: IntArray | np.int64, steps: IntArray) -> IntArray:
-        """Rows that come some steps later in the same ring."""
+        """Rows that are a number of steps later in the same ring."""
         shifted: IntArray = rows + steps
         position = rows % self.buffer_size + steps
         return shifted + self.buffer_size * ((position < 0).astype(np.int64) - (position >= self.buffer_size))
@@ -338,7 +325,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         return {key: self.to_torch(array, copy=False) for key, array in arrays.items()}
 
     def _goals(self, rows: IntArray, n_virtual: int) -> Array:
-        """The desired goals, ``[B, ...]``: achieved ones for the first ``n_virtual`` rows, the original ones for the rest."""
+        """Desired goals, ``[B, ...]``: achieved goals for the first ``n_virtual`` rows, the original ones for the rest."""
         goals = self._take("desired_goal", rows)
         virtual = rows[:n_virtual]
         if self.goal_selection_strategy == "random":
@@ -351,9 +338,9 @@ class HindsightReplayBuffer(HerReplayBuffer):
         return goals
 
     def _returns(self, rows: IntArray, goals: Array, n_virtual: int) -> tuple[FloatArray, IntArray, BoolArray]:
-        """Returns, numbers of steps and terminations of the segments that begin at these rows, ``[B]`` each."""
+        """Returns, numbers of steps and terminations of the segments that start at these rows, ``[B]`` each."""
         lengths = np.minimum(self._take("remaining", rows), self.n_steps).astype(np.int64)
-        # Behind the end of a shorter segment its last row again: whatever it is worth, it is not counted.
+        # Shorter segments are padded with their last row, which segment_returns() ignores.
         steps = np.minimum(np.arange(self.n_steps), lengths[:, None] - 1)
         segments = self._shift(rows[:, None], steps)
         rewards, terminated = self._take("reward", segments), self._take("terminated", segments)
@@ -367,7 +354,7 @@ class HindsightReplayBuffer(HerReplayBuffer):
         return segment_returns(rewards, terminated, lengths, self.gamma)
 
     def _ask_environment(self, achieved: Array, desired: Array) -> tuple[FloatArray, BoolArray | None]:
-        """Rewards and terminations ``[S]`` of arriving at one goal when another is desired; ``None``: as recorded."""
+        """Rewards and terminations of pairs of goals, ``[S]`` each; ``None`` in place of terminations: keep recorded ones."""
         if self.env is None:
             raise ValueError("the replay buffer needs an environment to compute rewards: call set_env() first")
         rewards = compute_rewards(self.env, achieved, desired)
@@ -382,11 +369,11 @@ class HindsightReplayBuffer(HerReplayBuffer):
 
 def compute_rewards(env: VecEnv, achieved: Array, desired: Array) -> FloatArray:
     """
-    Rewards by the first environment's vectorised ``compute_reward``.
+    Compute rewards with the vectorised ``compute_reward`` of the first environment.
 
     :param env: environments
-    :param achieved: goals that were achieved, ``[B, ...]``
-    :param desired: goals that were desired, ``[B, ...]``
+    :param achieved: achieved goals, ``[B, ...]``
+    :param desired: desired goals, ``[B, ...]``
     :return: ``[B]``
     """
     (rewards,) = env.env_method("compute_reward", achieved, desired, [{}] * len(achieved), indices=[0])
@@ -395,11 +382,11 @@ def compute_rewards(env: VecEnv, achieved: Array, desired: Array) -> FloatArray:
 
 def compute_terminated(env: VecEnv, achieved: Array, desired: Array) -> BoolArray:
     """
-    Terminations by the first environment's ``compute_terminated``, which may be one constant for all.
+    Compute terminations with the ``compute_terminated`` of the first environment, which may return a constant.
 
     :param env: environments
-    :param achieved: goals that were achieved, ``[B, ...]``
-    :param desired: goals that were desired, ``[B, ...]``
+    :param achieved: achieved goals, ``[B, ...]``
+    :param desired: desired goals, ``[B, ...]``
     :return: ``[B]``
     """
     (terminated,) = env.env_method("compute_terminated", achieved, desired, [{}] * len(achieved), indices=[0])
@@ -409,7 +396,7 @@ def compute_terminated(env: VecEnv, achieved: Array, desired: Array) -> BoolArra
 def has_compute_terminated(env: VecEnv) -> bool:
     """
     :param env: environments
-    :return: whether they say if a goal ends the episode
+    :return: whether they have ``compute_terminated``
     """
     return env.has_attr("compute_terminated")
 
@@ -417,16 +404,16 @@ def has_compute_terminated(env: VecEnv) -> bool:
 def check_rewards(rewards: Array, reward_range: tuple[float, float] | None) -> None:
     """
     :param rewards: any shape
-    :param reward_range: least and greatest reward; ``None``: anything finite
-    :raises ValueError: a reward is outside, or not finite
+    :param reward_range: minimum and maximum reward; ``None``: any finite reward
+    :raises ValueError: a reward is out of range or not finite
     """
     low, high = (-np.inf, np.inf) if reward_range is None else reward_range
     least, greatest = rewards.min(), rewards.max()
-    # Written so that NaN fails.
+    # Comparisons with NaN are false.
     if not (low <= least and greatest <= high and np.isfinite(least) and np.isfinite(greatest)):
         raise ValueError(
-            f"the environment gave rewards from {least} to {greatest}, outside of reward_range={reward_range}: pass the true "
-            "reward_range=(least, greatest), or None for targets without clipping"
+            f"the environment returned rewards from {least} to {greatest}, outside of reward_range={reward_range}: pass the "
+            "correct reward_range=(minimum, maximum), or None for targets without clipping"
         )
 
 
@@ -440,6 +427,6 @@ def _strategy(strategy: GoalSelectionStrategy | str) -> str:
 
 
 def _storage_dtype(space: spaces.Space[Any]) -> np.dtype[Any]:
-    """The networks compute in float32: more would only take memory."""
+    """float32 instead of float64, since the networks compute in float32."""
     dtype = np.dtype(space.dtype)
     return np.dtype(np.float32) if dtype == np.float64 else dtype

@@ -21,11 +21,11 @@ _NETWORKS = ("actor", "critic", "actor_target", "critic_target")
 
 class FastHERDDPG:
     """
-    For networks of linear layers with ReLU or tanh, without features that are learned.
+    Fast path for networks of linear layers with ReLU or tanh, without trainable features extractors.
 
     :param algorithm: a HERDDPG of that form
     :param networks: actor and critics
-    :param targets: actor and critics
+    :param targets: target networks of actor and critics
     """
 
     replaces: ClassVar[tuple[str, ...]] = (
@@ -54,7 +54,7 @@ class FastHERDDPG:
     def build(cls, algorithm: Any) -> "FastHERDDPG | None":
         """
         :param algorithm: HERDDPG
-        :return: its fast path; ``None`` with other networks, features that are learned, or frozen parameters
+        :return: fast path; ``None`` with other networks, trainable features extractors, or frozen parameters
         """
         policy = algorithm.policy
         actor, critic, actor_target, critic_target = modules = [getattr(algorithm, name) for name in _NETWORKS]
@@ -74,17 +74,17 @@ class FastHERDDPG:
     @th.no_grad()
     def update(self, algorithm: Any, batch: DictReplayBufferSamples) -> dict[str, th.Tensor]:
         """
-        What ``HERDDPG._update`` does.
+        Equivalent to ``HERDDPG._update``.
 
         :param algorithm: HERDDPG
         :param batch: minibatch
-        :return: what to log
+        :return: values to log
         """
-        # All networks see the same features.
+        # All networks use the same features.
         features, next_features = map(self._features, (batch.observations, batch.next_observations))
         next_actions = ForwardPass(self._target_actor, next_features).output
         targets = algorithm._td_targets(batch, min_q(self._target_critics, th.cat([next_features, next_actions], dim=1)))
-        # Half of twice the mean.
+        # fit_critics() has the factor 1/2, the mean squared error does not.
         weights = th.full_like(targets, 2 / len(targets))
         critic_loss, q_values = fit_critics(self._critics, th.cat([features, batch.actions], dim=1), targets, weights)
         descend(algorithm, algorithm.critic.optimizer, critic_loss, "critic loss")

@@ -1,4 +1,4 @@
-"""DDPG with hindsight experience replay, with the details that make it work."""
+"""DDPG with hindsight experience replay."""
 
 from collections.abc import Iterable
 from typing import Any, ClassVar, TypeVar
@@ -41,13 +41,12 @@ def td_target(
     bounds: tuple[float, float] | None = None,
 ) -> th.Tensor:
     """
-    ``r + gamma^m V'``, clipped for a critic that is known to have bounded values (Andrychowicz et al. 2017,
-    appendix A).
+    ``r + gamma^m V'``, clipped to the known bounds of the values (Andrychowicz et al. 2017, appendix A).
 
-    :param rewards: ``[B, ...]``, sums of m discounted rewards
+    :param rewards: ``[B, ...]``, sum of m discounted rewards
     :param discounts: the same shape, ``gamma^m``, or 0 where the episode terminated within these steps
-    :param next_values: the same shape, target network's value m steps later
-    :param bounds: least and greatest value; ``None``: no clipping
+    :param next_values: the same shape, value of the target network m steps later
+    :param bounds: minimum and maximum value; ``None``: no clipping
     :return: the same shape
     """
     target = th.addcmul(rewards, discounts, next_values.to(rewards.dtype))
@@ -57,11 +56,11 @@ def td_target(
 def deterministic_policy_loss(q_values: th.Tensor, actions: th.Tensor, action_l2: float) -> th.Tensor:
     """
     ``-mean Q(s, pi(s)) + action_l2 mean |pi(s)|^2``: the deterministic policy gradient (Silver et al. 2014) with a penalty
-    that keeps the tanh of the actor out of saturation.
+    that keeps the actor's tanh from saturating.
 
     :param q_values: ``[B, 1]``, with gradient through the actions
-    :param actions: ``[B, A]``, the policy's, scaled to [-1, 1]
-    :param action_l2: weight of the penalty, which is a mean over the dimensions of the action too
+    :param actions: ``[B, A]``, actions of the policy, scaled to [-1, 1]
+    :param action_l2: weight of the penalty, which is also averaged over the action dimensions
     :return: scalar
     """
     return -q_values.mean() + action_l2 * actions.square().mean()
@@ -72,47 +71,47 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
     DDPG with hindsight experience replay (Andrychowicz et al. 2017, https://arxiv.org/abs/1707.01495), with the settings of
     Plappert et al. 2018 (https://arxiv.org/abs/1802.09464) as defaults.
 
-    It works in cycles: ``train_freq`` whole episodes in each environment, then ``gradient_steps`` minibatches, then one
-    update of the target networks. Observations and goals are normalised by the policy, so that a saved policy is complete.
+    A cycle consists of ``train_freq`` whole episodes per environment, ``gradient_steps`` minibatches, and one update of the
+    target networks. The policy itself normalises observations and goals, so that a saved policy is self-contained.
 
     :param policy: ``"MultiInputPolicy"`` or a subclass of :class:`sb3_pg.her_ddpg.MultiInputPolicy`
-    :param env: goal environment, or its id
-    :param learning_rate: learning rate; constant or function of the remaining progress (from 1 to 0)
-    :param buffer_size: number of transitions that are kept
+    :param env: goal environment or its id
+    :param learning_rate: learning rate; a constant or a function of the remaining progress (from 1 to 0)
+    :param buffer_size: capacity of the replay buffer in transitions
     :param learning_starts: number of uniformly random steps before training starts
-    :param batch_size: size of a minibatch; the authors' is 256 for each of their workers
-    :param tau: weight of the new parameters in an update of the target networks
-    :param gamma: discount factor; ``None``: 1 - 1/T, T the environment's time limit
-    :param train_freq: length of a cycle: a number of steps, or ``(k, "episode")``, which lasts until k times the number of
-        environments have finished; an episode that is still running goes on in the next cycle
-    :param gradient_steps: number of minibatches in a cycle; -1: as many as steps were taken
-    :param action_noise: SB3's noise in place of ``action_noise_std``, added to actions scaled to [-1, 1]
+    :param batch_size: size of a minibatch; the authors use 256 in each of their workers
+    :param tau: soft update coefficient of the target networks (Polyak averaging)
+    :param gamma: discount factor; ``None``: 1 - 1/T with the environment's time limit T
+    :param train_freq: length of a cycle: a number of steps, or ``(k, "episode")``, which lasts until the number of completed
+        episodes is k times that of environments; unfinished episodes continue in the next cycle
+    :param gradient_steps: number of minibatches in a cycle; -1: as many as steps were collected
+    :param action_noise: SB3's noise instead of ``action_noise_std``, added to actions scaled to [-1, 1]
     :param replay_buffer_class: subclass of :class:`sb3_pg.her_ddpg.HindsightReplayBuffer`
-    :param replay_buffer_kwargs: its arguments, such as ``n_sampled_goal`` and ``goal_selection_strategy`` (``"future"``,
-        ``"final"``, ``"episode"`` or ``"random"``)
-    :param optimize_memory_usage: must be False; each observation is kept once in any case
-    :param n_steps: length of the returns, all with one goal
-    :param tensorboard_log: folder of the tensorboard logs
+    :param replay_buffer_kwargs: keyword arguments of the replay buffer, such as ``n_sampled_goal`` and
+        ``goal_selection_strategy`` (``"future"``, ``"final"``, ``"episode"`` or ``"random"``)
+    :param optimize_memory_usage: must be False; each observation is stored only once in any case
+    :param n_steps: number of steps of the n-step returns, with the same goal in all steps
+    :param tensorboard_log: directory of the TensorBoard logs
     :param policy_kwargs: keyword arguments of the policy
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param seed: seed of all random generators
     :param device: device of the networks
-    :param _init_setup_model: whether to build the networks at once
+    :param _init_setup_model: whether to build the networks on construction
     :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
-    :param random_eps: probability that a whole action is uniformly random
+    :param random_eps: probability of replacing an action by a uniformly random one
     :param action_noise_std: standard deviation of Gaussian noise on scaled actions; 0.2 unless ``action_noise`` is given
-    :param action_l2: weight of the mean square of the scaled action in the actor's loss
-    :param reward_range: least and greatest reward of the environment. The critic's targets are clipped to what such rewards
-        can sum up to, [-1/(1-gamma), 0] by default; ``None``: no clipping
-    :param terminate_on_success: whether the greatest reward, and nothing else, ends an episode. ``None``: the environment's
-        ``compute_terminated`` says so for relabelled goals, or what was recorded is kept where it has none
-    :param normalize_inputs: normalise observations and goals by running statistics
-    :param target_update: update the target networks once per ``"cycle"`` or after each gradient ``"step"``
+    :param action_l2: weight of the mean squared scaled action in the actor's loss
+    :param reward_range: minimum and maximum reward of the environment. The critic's targets are clipped to the returns that
+        such rewards allow, [-1/(1-gamma), 0] by default; ``None``: no clipping
+    :param terminate_on_success: whether an episode terminates exactly at the maximum reward. ``None``: relabelled transitions
+        terminate according to the environment's ``compute_terminated``, or as recorded if it has none
+    :param normalize_inputs: whether to normalise observations and goals by running statistics
+    :param target_update: whether to update the target networks once per ``"cycle"`` or after each gradient ``"step"``
     :param qf_learning_rate: learning rate of the critic: constant, schedule, or ``"lin_1e-3"`` for linear decay to zero;
         ``None``: ``learning_rate``
-    :param bf16: matrix products of the updates in bfloat16: half the time on processors with instructions for it, slightly
-        less exact
-    :raises ValueError: options that exclude one another or are out of range; an environment that cannot be relabelled
+    :param bf16: whether to update in bfloat16, which halves the time of matrix products on processors that support it, and is
+        slightly less precise
+    :raises ValueError: options that are mutually exclusive or out of range; an environment that does not support relabelling
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {**DDPG.policy_aliases, "MultiInputPolicy": MultiInputPolicy}
@@ -173,7 +172,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
             optimize_memory_usage=optimize_memory_usage,
             n_steps=n_steps,
             tensorboard_log=tensorboard_log,
-            policy_kwargs=dict(policy_kwargs or {}),  # DDPG writes into it
+            policy_kwargs=dict(policy_kwargs or {}),  # a copy, since DDPG modifies it
             verbose=verbose,
             seed=seed,
             device=device,
@@ -212,17 +211,17 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         return self._td_targets(batch, next_values.amin(dim=1, keepdim=True))
 
     def _td_targets(self, batch: DictReplayBufferSamples, next_values: th.Tensor) -> th.Tensor:
-        discounts = batch.discounts * (1 - batch.dones)  # type: ignore[operator]  # our buffer sets them
+        discounts = batch.discounts * (1 - batch.dones)  # type: ignore[operator]  # set by our buffer
         return td_target(batch.rewards, discounts, next_values, self.target_bounds)
 
     @property
     def target_bounds(self) -> tuple[float, float] | None:
-        """Least and greatest discounted return that rewards in ``reward_range`` can sum up to; ``None``: not known."""
+        """Minimum and maximum discounted return of rewards in ``reward_range``; ``None``: unknown."""
         if self.reward_range is None:
             return None
         assert self.gamma is not None
         low, high = self.reward_range
-        # An episode may terminate after its first step: positive rewards need not sum up, nor negative ones.
+        # An episode may terminate after its first step, with a return of one reward.
         return min(low, low / (1 - self.gamma)), max(high, high / (1 - self.gamma))
 
     def _critic_step(self, batch: DictReplayBufferSamples, targets: th.Tensor) -> Record:
@@ -254,7 +253,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         last_obs = self._last_obs
         result = super()._setup_learn(*args, **kwargs)
         if self._last_obs is not last_obs and self.replay_buffer is not None:
-            # The environments were reset: their running episodes are over.
+            # The environments were reset, which ended their episodes.
             self.replay_buffer.truncate_last_trajectory()
         return result
 
@@ -268,7 +267,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         learning_starts: int = 0,
         log_interval: int | None = None,
     ) -> RolloutReturn:
-        """Collect one cycle. All is as in SB3, except that episodes are counted over several environments."""
+        """Collect one cycle, as in SB3 except that episodes are counted over all environments."""
         self.policy.set_training_mode(False)
         n_steps, n_episodes = 0, 0
         wanted = train_freq.frequency * (1 if train_freq.unit == TrainFrequencyUnit.STEP else env.num_envs)
@@ -307,7 +306,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[Array, Array]:
-        """The policy's actions plus noise, or random ones, and the same scaled to [-1, 1] for the buffer."""
+        """Exploratory actions for the environments, and the same actions scaled to [-1, 1] for the buffer."""
         shape = (n_envs, *self.action_space.shape)  # type: ignore[misc]  # a Box
         random = self._rng.uniform(-1, 1, shape).astype(np.float32)
         if self.num_timesteps < learning_starts:
@@ -340,7 +339,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         return super().learn(total_timesteps, callback, log_interval, tb_log_name, reset_num_timesteps, progress_bar)
 
     def _setup_model(self) -> None:
-        # The zoo's yml files have lists.
+        # The zoo's yml files contain lists instead of tuples.
         for name in ("train_freq", "reward_range"):
             value = getattr(self, name)
             setattr(self, name, tuple(value) if isinstance(value, list) else value)
@@ -388,7 +387,7 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
         :param seed: seed of all random generators; ``None``: only exploration and replay are seeded, from torch's generator
         """
         super().set_random_seed(seed)
-        # Without a seed of our own torch's generator decides, which users seed with SB3's set_random_seed().
+        # Without a seed, use torch's generator, which users seed with SB3's set_random_seed().
         entropy = int(th.randint(2**31, (), device="cpu")) if seed is None else seed
         self._rng = np.random.default_rng([entropy, 0])
         if self.replay_buffer is not None:
@@ -402,10 +401,10 @@ class HERDDPG(Accelerated, OffPolicyBase, DDPG, fast_path=FastHERDDPG):
 
     def load_replay_buffer(self, path: Any, truncate_last_traj: bool = True) -> None:
         """
-        Load the experience that another process saved. Options of the buffer stay those of this model.
+        Load saved experience. The options of the buffer remain those of this model.
 
-        :param path: file, written by ``save_replay_buffer``
-        :param truncate_last_traj: let the episodes that were running end where they were, as if cut by a time limit
+        :param path: file written by ``save_replay_buffer``
+        :param truncate_last_traj: whether to truncate unfinished episodes at their latest step, as a time limit does
         :raises ValueError: see :class:`sb3_pg.common.off_policy.OffPolicyBase`
         """
         own = self.replay_buffer or self._make_replay_buffer()

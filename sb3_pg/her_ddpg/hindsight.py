@@ -1,4 +1,4 @@
-"""The mathematics of hindsight: which goals replace the desired one, and n-step returns. Pure numpy, arrays of a batch."""
+"""Hindsight relabelling: choice of goals and n-step returns, as functions of numpy arrays."""
 
 import numpy as np
 import numpy.typing as npt
@@ -7,7 +7,7 @@ IntArray = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 FloatArray = npt.NDArray[np.float32]
 
-# `random` is not among them: its goals do not come from the transition's own episode.
+# Without `random`, whose goals do not come from the transition's own episode.
 EPISODE_STRATEGIES = ("future", "final", "episode")
 
 
@@ -15,14 +15,14 @@ def goal_offsets(strategy: str, elapsed: IntArray, remaining: IntArray, rng: np.
     """
     Choose the state of the same episode whose achieved goal becomes the desired one (Andrychowicz et al. 2017, section 4.5).
 
-    With s_0 to s_T the states of an episode and t the transition's step: ``future`` draws from s_{t+1} to s_T, ``final``
-    takes s_T, ``episode`` draws from s_1 to s_T.
+    For step t of an episode with states s_0 to s_T, ``future`` draws from s_{t+1} to s_T, ``final`` takes s_T, and
+    ``episode`` draws from s_1 to s_T.
 
-    :param strategy: one of these
+    :param strategy: one of ``EPISODE_STRATEGIES``
     :param elapsed: ``[B]``, t
     :param remaining: ``[B]``, T - t, at least 1
-    :param rng: random numbers
-    :return: ``[B]``, how many steps later than s_t that state comes; not positive for an earlier one
+    :param rng: random number generator
+    :return: ``[B]``, offset of the chosen state from s_t in steps; zero or negative for s_t or an earlier state
     """
     if strategy == "future":
         return rng.integers(1, remaining + 1)
@@ -35,10 +35,10 @@ def segment_returns(
     rewards: FloatArray, terminated: BoolArray, lengths: IntArray, gamma: float
 ) -> tuple[FloatArray, IntArray, BoolArray]:
     """
-    n-step returns without their bootstrap: ``sum_{k<m} gamma^k r_k``, where a segment of m steps ends with the first
-    termination, or with its length.
+    n-step returns without bootstrap value: ``sum_{k<m} gamma^k r_k``, where a segment of m steps ends at the first
+    termination or at its length.
 
-    :param rewards: ``[B, n]``; behind a segment's length anything
+    :param rewards: ``[B, n]``; entries beyond the length of a segment are ignored
     :param terminated: ``[B, n]``, whether the step terminated the episode
     :param lengths: ``[B]``, steps until the end of the segment or of its episode, from 1 to n
     :param gamma: discount factor

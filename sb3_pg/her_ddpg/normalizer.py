@@ -1,4 +1,4 @@
-"""Running normalisation of observations and goals, as modules: it is saved, moved and copied with the policy."""
+"""Running normalisation of observations and goals, as modules that are saved, moved and copied with the policy."""
 
 from typing import Any
 
@@ -12,20 +12,20 @@ from torch import nn
 class RunningNormalizer(nn.Module):
     """
     ``clip((clip(x, +-input_clip) - mean) / std, +-clip)`` with the mean and standard deviation of all data seen so far
-    (Andrychowicz et al. 2017, appendix A). Before any data it only clips.
+    (Andrychowicz et al. 2017, appendix A). Before the first update it only clips.
 
     :param shape: shape of one sample
-    :param input_clip: bound of the data before it enters the statistics or is normalised
-    :param clip: bound of what comes out, in standard deviations
-    :param min_std: the standard deviation counts as at least that, so that nearly constant inputs are not blown up
-    :raises ValueError: one of the three is not positive
+    :param input_clip: bound of the data, before they enter the statistics or are normalised
+    :param clip: bound of the output, in standard deviations
+    :param min_std: lower bound of the standard deviation, so that nearly constant inputs are not amplified
+    :raises ValueError: ``input_clip``, ``clip`` or ``min_std`` is not positive
     """
 
-    # float64: counts grow to millions, and the variance must not drown in the rounding of the sums.
+    # float64: with counts in the millions, rounding errors of float32 sums would exceed the variance.
     count: th.Tensor
     mean: th.Tensor
     squares: th.Tensor
-    # float32, what forward() applies
+    # float32, used in forward().
     shift: th.Tensor
     factor: th.Tensor
 
@@ -50,16 +50,16 @@ class RunningNormalizer(nn.Module):
 
     @property
     def std(self) -> th.Tensor:
-        """Standard deviation that divides, ``shape``; ones before any data."""
+        """Standard deviation by which inputs are divided, ``shape``; ones before the first update."""
         return 1 / self.factor.double()
 
     @th.no_grad()
     def update(self, x: th.Tensor) -> None:
         """
-        Let the statistics see more data, as if all of it had come at once (Chan et al. 1979).
+        Add data to the statistics, with the result of computing them from all data at once (Chan et al. 1979).
 
         :param x: ``[B, *shape]``
-        :raises ValueError: it is not finite
+        :raises ValueError: the data are not finite
         """
         if len(x) == 0:
             return
@@ -77,12 +77,12 @@ class RunningNormalizer(nn.Module):
 
 class GoalNormalizer(nn.Module):
     """
-    From the three parts of a goal environment's observation to the two that the networks see, normalised. Achieved and
-    desired goals share one statistic. Images pass as they are.
+    Normalises the two parts of a goal environment's observation that the networks use. Achieved and desired goals share
+    their statistics. Images pass unchanged.
 
-    :param observation_space: with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
-    :param enabled: whether to normalise at all
-    :param kwargs: of :class:`RunningNormalizer`
+    :param observation_space: space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
+    :param enabled: whether to normalise
+    :param kwargs: keyword arguments of :class:`RunningNormalizer`
     """
 
     def __init__(self, observation_space: spaces.Dict, enabled: bool = True, **kwargs: Any) -> None:
@@ -92,7 +92,7 @@ class GoalNormalizer(nn.Module):
 
     def forward(self, observations: TensorDict) -> TensorDict:
         """
-        :param observations: preprocessed, ``[B, ...]`` each
+        :param observations: preprocessed observations, ``[B, ...]`` each
         :return: ``observation`` and ``desired_goal``, normalised
         """
         return {
@@ -102,10 +102,10 @@ class GoalNormalizer(nn.Module):
 
     def update(self, observations: TensorDict) -> None:
         """
-        Let the statistics see more data.
+        Add data to the statistics.
 
         :param observations: preprocessed ``observation`` and ``desired_goal``, ``[B, ...]`` each
-        :raises ValueError: it is not finite
+        :raises ValueError: the data are not finite
         """
         for module, key in ((self.observation, "observation"), (self.goal, "desired_goal")):
             if isinstance(module, RunningNormalizer):
@@ -118,7 +118,7 @@ def _normalizer(space: spaces.Space[Any], enabled: bool, kwargs: dict[str, Any])
 
 
 def _preprocessed_shape(space: spaces.Space[Any]) -> tuple[int, ...]:
-    """Shape after SB3's ``preprocess_obs``, which encodes discrete numbers as one-hot vectors."""
+    """Shape after SB3's ``preprocess_obs``, which one-hot encodes discrete numbers."""
     if isinstance(space, (spaces.Box, spaces.MultiBinary)):
         assert space.shape is not None
         return space.shape

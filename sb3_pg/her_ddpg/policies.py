@@ -17,10 +17,10 @@ NET_ARCH = [256, 256, 256]
 
 class GoalExtractor(BaseFeaturesExtractor):
     """
-    Normalises, then extracts features from observation and desired goal. The achieved goal goes no further.
+    Normalises observation and desired goal, then extracts features. The achieved goal is dropped.
 
-    :param observation_space: of the goal environment
-    :param normalizer: shared by all networks of a policy
+    :param observation_space: observation space of the goal environment
+    :param normalizer: normaliser, shared by all networks of a policy
     :param inner: extractor for ``observation`` and ``desired_goal``
     """
 
@@ -30,7 +30,7 @@ class GoalExtractor(BaseFeaturesExtractor):
 
     def forward(self, observations: TensorDict) -> th.Tensor:
         """
-        :param observations: preprocessed, ``[B, ...]`` each
+        :param observations: preprocessed observations, ``[B, ...]`` each
         :return: features, ``[B, features_dim]``
         """
         features: th.Tensor = self.inner(self.normalizer(observations))
@@ -41,20 +41,20 @@ class MultiInputPolicy(TD3Policy):
     """
     Policy of :class:`sb3_pg.HERDDPG`. All arguments but the last two are those of SB3's policy for DDPG.
 
-    :param observation_space: with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
+    :param observation_space: space with the keys ``observation``, ``achieved_goal`` and ``desired_goal``
     :param action_space: bounded box
     :param lr_schedule: learning rate of both networks
     :param net_arch: hidden layers, three of 256 units by default
     :param activation_fn: activation function
     :param features_extractor_class: extractor for a dictionary of ``observation`` and ``desired_goal``; by default it
-        concatenates them, images through a convolutional network
-    :param features_extractor_kwargs: its keyword arguments
-    :param normalize_images: divide images by 255
+        concatenates them, after a convolutional network for images
+    :param features_extractor_kwargs: keyword arguments of the features extractor
+    :param normalize_images: whether to divide images by 255
     :param optimizer_class: class of the two optimizers
-    :param optimizer_kwargs: its keyword arguments besides the learning rate
-    :param n_critics: number of critics; the target is the smallest of their values
-    :param share_features_extractor: share the actor's extractor with the critic
-    :param normalize_inputs: normalise observation and goal by running statistics
+    :param optimizer_kwargs: keyword arguments of the optimizers, except the learning rate
+    :param n_critics: number of critics; the targets use the minimum of their values
+    :param share_features_extractor: whether the critic uses the actor's features extractor
+    :param normalize_inputs: whether to normalise observation and goal by running statistics
     :param normalizer_kwargs: ``input_clip``, ``clip`` and ``min_std`` of :class:`sb3_pg.her_ddpg.normalizer.RunningNormalizer`
     """
 
@@ -101,7 +101,7 @@ class MultiInputPolicy(TD3Policy):
 
     def make_features_extractor(self) -> BaseFeaturesExtractor:
         """
-        :return: a new extractor behind the one normaliser
+        :return: a new extractor, with the shared normaliser
         """
         assert isinstance(self.observation_space, spaces.Dict)
         seen = spaces.Dict({key: self.observation_space[key] for key in ("observation", "desired_goal")})
@@ -113,7 +113,7 @@ class MultiInputPolicy(TD3Policy):
         Add data to the running statistics.
 
         :param observations: ``observation`` and ``desired_goal``, ``[B, ...]`` each
-        :raises ValueError: they are not finite
+        :raises ValueError: the data are not finite
         """
         assert isinstance(self.observation_space, spaces.Dict)
         self.normalizer.update(

@@ -1,4 +1,4 @@
-"""What the RL Zoo needs to tune HERDDPG: a search space, and the way from a stored trial to the constructor's arguments."""
+"""Tuning of HERDDPG with the RL Zoo: a search space, and the conversion of a stored trial to constructor arguments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -13,16 +13,16 @@ def sample_her_ddpg_params(
     trial: "optuna.Trial",
     n_actions: int,  # noqa: ARG001 # the zoo passes it to every sampler
     n_envs: int,  # noqa: ARG001 # the zoo passes it to every sampler
-    additional_args: dict[str, Any],  # noqa: ARG001 # the goals are searched whatever the yml says of them
+    additional_args: dict[str, Any],  # noqa: ARG001 # goal selection is always tuned, regardless of the yml file
 ) -> dict[str, Any]:
     """
-    Draw hyperparameters of HERDDPG. The length of a cycle and the discount factor follow from the environment and stay.
+    Sample hyperparameters of HERDDPG. The cycle length and the discount factor depend on the environment and are not tuned.
 
-    :param trial: Optuna trial; it stores all that :func:`convert_her_ddpg_params` needs.
-    :param n_actions: Number of dimensions of the action, not used here.
-    :param n_envs: Number of environments, not used here.
-    :param additional_args: What the zoo knows of the replay buffer, not used here.
-    :return: Arguments of ``HERDDPG``.
+    :param trial: Optuna trial, which stores everything that :func:`convert_her_ddpg_params` needs
+    :param n_actions: number of action dimensions, not used here
+    :param n_envs: number of environments, not used here
+    :param additional_args: replay buffer options of the zoo, not used here
+    :return: arguments of ``HERDDPG``
     """
     trial.suggest_float("learning_rate", 2e-4, 4e-3, log=True)
     trial.suggest_categorical("batch_size", [256, 512, 1024, 2048])
@@ -39,12 +39,12 @@ def sample_her_ddpg_params(
 
 def convert_her_ddpg_params(params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn the parameters that a trial stored into arguments of ``HERDDPG``.
+    Convert the parameters stored in a trial to arguments of ``HERDDPG``.
 
-    They are merged into the entry of the yml file, so the argument that would contradict them there is reset.
+    They are merged into the entry of the yml file. The argument of that entry that would conflict with them is reset.
 
-    :param params: What :func:`sample_her_ddpg_params` drew.
-    :return: Arguments of ``HERDDPG``.
+    :param params: parameters sampled by :func:`sample_her_ddpg_params`
+    :return: arguments of ``HERDDPG``
     """
     return {
         **{name: params[name] for name in _UNCHANGED},

@@ -1,4 +1,4 @@
-"""Which options and environments HERDDPG accepts. Each message says what to change."""
+"""Checks of the options and environments of HERDDPG. Each error message says what to change."""
 
 import copy
 from typing import Any, Protocol
@@ -20,13 +20,13 @@ from sb3_pg.her_ddpg.buffers import (
 
 KEYS = {"observation", "achieved_goal", "desired_goal"}
 TARGET_UPDATES = ("cycle", "step")
-# Names of the buffer's arguments that the algorithm fills in from its own.
+# Arguments of the buffer that the algorithm sets from its own arguments.
 BUFFER_ARGUMENTS = ("env", "n_steps", "gamma", "reward_range", "terminate_on_success")
 # Used where neither action_noise nor action_noise_std is given.
 ACTION_NOISE_STD = 0.2
 NOT_VECTORISED = (
-    "it must take [B, ...] arrays of goals and answer for each row; compute norms with axis=-1, use np.where and & instead of "
-    "if and and"
+    "it must take [B, ...] arrays of goals and return one value per row; compute norms with axis=-1, use np.where and & "
+    "instead of if and and"
 )
 
 
@@ -54,11 +54,11 @@ class Options(Protocol):
 
 
 class InfoAccessError(Exception):
-    """``compute_reward`` has read its ``info``."""
+    """Raised when ``compute_reward`` reads its ``info``."""
 
 
 class UnreadableInfo(dict[str, Any]):
-    """Stands for the ``info`` that a replay buffer does not have."""
+    """Placeholder for ``info``, which a replay buffer does not store."""
 
     def _refuse(self, *_: object) -> Any:
         raise InfoAccessError
@@ -66,16 +66,16 @@ class UnreadableInfo(dict[str, Any]):
     __getitem__ = __contains__ = __iter__ = get = keys = values = items = pop = setdefault = _refuse
 
     def __reduce__(self) -> tuple[type["UnreadableInfo"], tuple[()]]:
-        # Pickled for environments in processes of their own; a dictionary would be iterated.
+        # For environments in subprocesses. Pickling it as a dictionary would iterate over it.
         return UnreadableInfo, ()
 
 
 def check_options(algorithm: Options) -> None:
     """
-    Check everything that does not depend on the environments.
+    Check all options that do not depend on the environments.
 
     :param algorithm: algorithm
-    :raises ValueError: an option out of range, or two that exclude one another
+    :raises ValueError: an option out of range, or mutually exclusive options
     """
     _check_space(algorithm)
     _check_ranges(algorithm)
@@ -83,47 +83,47 @@ def check_options(algorithm: Options) -> None:
     _check_buffer(algorithm)
     if algorithm.action_noise is not None and algorithm.action_noise_std is not None:
         raise ValueError(
-            f"action_noise and action_noise_std={algorithm.action_noise_std} exclude one another: set one of them to None"
+            f"action_noise and action_noise_std={algorithm.action_noise_std} are mutually exclusive: set one of them to None"
         )
     if algorithm.reward_range is not None:
         _check_reward_range(algorithm.reward_range)
     elif algorithm.terminate_on_success:
-        raise ValueError("terminate_on_success=True needs to know the greatest reward: pass reward_range=(least, greatest)")
+        raise ValueError("terminate_on_success=True needs the maximum reward: pass reward_range=(minimum, maximum)")
     if algorithm.reward_range is not None and algorithm.gamma == 1:
-        raise ValueError("gamma=1 leaves no bound of the targets: pass gamma < 1, or reward_range=None for no clipping")
+        raise ValueError("gamma=1 leaves the targets unbounded: pass gamma < 1, or reward_range=None for no clipping")
 
 
 def check_environment(algorithm: Options) -> None:
     """
-    Check that the environment can tell rewards in hindsight. It is asked for a few, and reset only if it cannot answer before.
+    Check that the environment can recompute rewards, by a few examples. It is reset only if it needs a reset to do so.
 
     :param algorithm: algorithm with an environment
-    :raises ValueError: it is no goal environment, ``compute_reward`` is not vectorised or reads ``info``, its rewards are out
-        of ``reward_range``, or ``VecNormalize`` is around it
+    :raises ValueError: it is not a goal environment, ``compute_reward`` is not vectorised or reads ``info``, its rewards are
+        outside of ``reward_range``, or it is wrapped in ``VecNormalize``
     """
     env = algorithm.env
     assert env is not None
     normalize = algorithm.get_vec_normalize_env()
     if normalize is not None and (normalize.norm_obs or normalize.norm_reward):
         raise ValueError(
-            "VecNormalize and HERDDPG exclude one another: the policy normalises observations and goals itself, and rewards "
-            "are recomputed without it. Remove `normalize` from the yml, or pass norm_obs=False and norm_reward=False"
+            "VecNormalize and HERDDPG are mutually exclusive: the policy normalises observations and goals, and rewards are "
+            "recomputed without VecNormalize. Remove `normalize` from the yml file, or pass norm_obs=False, norm_reward=False"
         )
     if not env.has_attr("compute_reward"):
         raise ValueError(
-            "the environment has no compute_reward(achieved_goal, desired_goal, info): HERDDPG needs one to relabel"
+            "the environment has no compute_reward(achieved_goal, desired_goal, info), which HERDDPG needs to relabel goals"
         )
     own = env.get_attr("observation_space", indices=[0])[0]
     for key in ("achieved_goal", "desired_goal"):
         if own[key].shape != algorithm.observation_space[key].shape:  # type: ignore[index]  # checked to be a Dict
             raise ValueError(
-                f"a wrapper changes the shape of {key} from {own[key].shape}, and compute_reward does not know: remove it "
-                "(such as frame stacking), or wrap each environment before it is vectorised"
+                f"the shape of {key} is changed from {own[key].shape} by a wrapper such as frame stacking, but not in "
+                "compute_reward: remove the wrapper, or wrap each environment before vectorising"
             )
     try:
         _probe(algorithm, env, own)
     except AttributeError:
-        # Some compute their rewards with attributes that only reset() creates.
+        # Some environments compute rewards with attributes that only reset() creates.
         env.reset()
         _probe(algorithm, env, own)
 
@@ -134,12 +134,12 @@ def default_gamma(env: VecEnv | None) -> float:
 
     :param env: environments
     :return: discount factor
-    :raises ValueError: there is no time limit to derive it from
+    :raises ValueError: the environment has no time limit
     """
     length = None if env is None else max_episode_steps(env)
     if length is None or length < 2:
         raise ValueError(
-            f"gamma=None stands for 1 - 1/T with T the environment's time limit, which is {length}: pass gamma, or wrap the "
+            f"gamma=None stands for 1 - 1/T with the environment's time limit T, which is {length}: pass gamma, or wrap the "
             "environment in TimeLimit"
         )
     return 1 - 1 / length
@@ -148,7 +148,7 @@ def default_gamma(env: VecEnv | None) -> float:
 def max_episode_steps(env: VecEnv) -> int | None:
     """
     :param env: environments
-    :return: time limit of the first one, as far as it says so
+    :return: time limit of the first one; ``None`` if unknown
     """
     spec = env.get_attr("spec", indices=[0])[0] if env.has_attr("spec") else None
     candidates = [getattr(spec, "max_episode_steps", None)]
@@ -168,7 +168,7 @@ def _check_space(algorithm: Options) -> None:
         )
     assert isinstance(space, spaces.Dict)
     if space["achieved_goal"].shape != space["desired_goal"].shape:
-        raise ValueError(f"achieved and desired goals must have one shape, not those of {space}")
+        raise ValueError(f"achieved and desired goals must have the same shape, not those of {space}")
 
 
 def _check_ranges(algorithm: Options) -> None:
@@ -195,14 +195,14 @@ def _check_cycle(algorithm: Options) -> None:
     number = frequency.frequency if isinstance(frequency, TrainFreq) else frequency
     number = number[0] if isinstance(number, tuple) and len(number) == 2 else number
     if not (isinstance(number, int) and is_number(number) and number >= 1):
-        raise ValueError(f'train_freq={frequency!r} must be a positive number of steps, or such as (2, "episode")')
+        raise ValueError(f'train_freq={frequency!r} must be a positive number of steps, or a pair such as (2, "episode")')
 
 
 def _check_buffer(algorithm: Options) -> None:
     buffer_class = algorithm.replay_buffer_class
     if buffer_class is not None and not issubclass(buffer_class, HindsightReplayBuffer):
         raise ValueError(
-            f"replay_buffer_class={buffer_class.__name__} cannot store what HERDDPG needs: use None, or a subclass of "
+            f"replay_buffer_class={buffer_class.__name__} does not support HERDDPG: use None, or a subclass of "
             "sb3_pg.her_ddpg.HindsightReplayBuffer"
         )
     for name in BUFFER_ARGUMENTS:
@@ -215,11 +215,11 @@ def _check_buffer(algorithm: Options) -> None:
 def _check_reward_range(reward_range: object) -> None:
     is_pair = isinstance(reward_range, tuple) and len(reward_range) == 2 and all(map(is_number, reward_range))
     if not is_pair or not reward_range[0] < reward_range[1]:  # type: ignore[index]  # a pair
-        raise ValueError(f"reward_range={reward_range!r} must be (least, greatest), or None for targets without clipping")
+        raise ValueError(f"reward_range={reward_range!r} must be (minimum, maximum), or None for targets without clipping")
 
 
 def _probe(algorithm: Options, env: VecEnv, space: spaces.Dict) -> None:
-    """Ask for the rewards of two goals that were reached and two that probably were not, together and one by one."""
+    """Compare rewards in a batch with rewards one by one, for two achieved goals and two that probably were not achieved."""
     achieved, desired = _some_goals(space)
     _compare(env, "compute_reward", achieved, desired)
     check_rewards(compute_rewards(env, achieved, desired), algorithm.reward_range)
@@ -244,13 +244,11 @@ def _compare(env: VecEnv, method: str, achieved: Array, desired: Array) -> None:
         else:
             together = compute_terminated(env, achieved, desired).astype(np.float64)
     except (TypeError, ValueError, IndexError) as error:
-        raise ValueError(
-            f"the environment's {method} is not vectorised: {NOT_VECTORISED}. It raised or gave: {error}"
-        ) from error
+        raise ValueError(f"the environment's {method} is not vectorised: {NOT_VECTORISED}. The error was: {error}") from error
     if not np.allclose(together, one_by_one, rtol=1e-3, atol=1e-5, equal_nan=True):
         raise ValueError(
-            f"the environment's {method} is not vectorised: {NOT_VECTORISED}. For {len(achieved)} pairs of goals it gave "
-            f"{together} together and {one_by_one} one by one"
+            f"the environment's {method} is not vectorised: {NOT_VECTORISED}. For {len(achieved)} pairs of goals it returned "
+            f"{together} in a batch and {one_by_one} one by one"
         )
 
 
@@ -259,18 +257,18 @@ def _ask(env: VecEnv, method: str, achieved: Array, desired: Array, info: Any) -
         return env.env_method(method, achieved, desired, info, indices=[0])[0]
     except InfoAccessError:
         raise ValueError(
-            f"the environment's {method} reads its `info`, which a replay buffer does not keep for other goals: let it depend "
-            "on the achieved and the desired goal alone, and move what else it needs into the goals"
+            f"the environment's {method} reads its `info`, which is not available for relabelled goals: it must depend on "
+            "nothing but the achieved and desired goals. Move whatever else it needs into the goals"
         ) from None
     except (EOFError, ConnectionError):
         raise ValueError(
-            f"{method} failed in an environment's own process, which has printed why: it must be vectorised and must not read "
-            f"`info` ({NOT_VECTORISED})"
+            f"{method} failed in the subprocess of an environment, which printed the cause: it must be vectorised and must "
+            f"not read `info` ({NOT_VECTORISED})"
         ) from None
 
 
 def _some_goals(space: spaces.Dict) -> tuple[Array, Array]:
-    """Goals of the environment's own spaces: ``[4, ...]`` achieved and desired ones, the first two pairs equal."""
+    """Random achieved and desired goals, ``[4, ...]`` each, of which the first two pairs are equal."""
     achieved_space, desired_space = (copy.deepcopy(space[key]) for key in ("achieved_goal", "desired_goal"))
     achieved_space.seed(0)
     desired_space.seed(1)

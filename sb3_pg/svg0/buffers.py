@@ -1,4 +1,4 @@
-"""Replay of sequences: SB3's replay buffers, with behaviour log-probabilities, read in segments of episodes."""
+"""Replay of sequences: SB3's replay buffers with behaviour log-probabilities, sampled in segments of episodes."""
 
 import functools
 from typing import Any, NamedTuple
@@ -23,11 +23,11 @@ class SequenceSamples(NamedTuple):
     :mod:`sb3_pg.estimators.returns` reads them.
 
     :param observations: ``[T * B, ...]``
-    :param samples: what the Gaussian drew, before tanh or clipping, ``[T * B, A]``
+    :param samples: Gaussian samples, before tanh or clipping, ``[T * B, A]``
     :param next_observations: ``[T * B, ...]``; the final observation where an episode ended
     :param rewards: ``[T, B]``
     :param terminated: ``[T, B]``
-    :param truncated: ``[T, B]``; set as well where what is stored ends
+    :param truncated: ``[T, B]``; also set where a segment ends before its episode
     :param log_probs: log-density of the samples under the policy that drew them, ``[T, B]``; NaN where it is unknown
     :param weights: ``[T * B]``, summing to 1: zero for steps that do not belong to the segment, otherwise 1 / (B * steps of
         the segment)
@@ -45,15 +45,15 @@ class SequenceSamples(NamedTuple):
 
 class _Sequences(ReplayBuffer):
     """
-    What both buffers add to those of SB3.
+    Common part of the sequence buffers.
 
-    :param buffer_size: number of steps of all environments together
+    :param buffer_size: capacity in steps, over all environments
     :param observation_space: observation space
     :param action_space: action space
     :param device: PyTorch device
     :param n_envs: number of environments N
     :param optimize_memory_usage: must be False: the final observations of truncated episodes would be lost
-    :param handle_timeout_termination: whether truncation is told from termination; otherwise a time limit is part of the task
+    :param handle_timeout_termination: whether to distinguish truncation from termination; otherwise time limits terminate
     :raises ValueError: ``optimize_memory_usage=True``
     """
 
@@ -69,10 +69,10 @@ class _Sequences(ReplayBuffer):
     ) -> None:
         if optimize_memory_usage:
             raise ValueError(
-                "optimize_memory_usage=True would lose the final observations of truncated episodes, with which they "
+                "optimize_memory_usage=True would lose the final observations of truncated episodes, from which targets "
                 "bootstrap: use optimize_memory_usage=False and a smaller buffer_size"
             )
-        # Memory is taken with the first step: prediction needs none of it, and may be wanted where there is less.
+        # Memory is allocated with the first step: a model that only predicts needs none.
         super().__init__(
             n_envs,
             observation_space,
@@ -85,7 +85,7 @@ class _Sequences(ReplayBuffer):
         self._allocated = False
 
     def _allocate(self) -> None:
-        """Take the memory for all steps."""
+        """Allocate the memory for all steps."""
         super().__init__(
             self.buffer_size * self.n_envs,
             self.observation_space,
@@ -94,14 +94,14 @@ class _Sequences(ReplayBuffer):
             self.n_envs,
             handle_timeout_termination=self.handle_timeout_termination,
         )
-        # A Gaussian draws real numbers, also for a Box of integers.
+        # Gaussian samples are real numbers, also for a Box of integers.
         self.actions = np.zeros((self.buffer_size, self.n_envs, self.action_dim), dtype=np.float32)
         self.log_probs = np.full((self.buffer_size, self.n_envs), np.nan, dtype=np.float32)
         self._allocated = True
 
     def add(self, *args: Any, **kwargs: Any) -> None:
         """
-        Append one vectorised step. Its log-probabilities are unknown until :meth:`set_log_probs`.
+        Append one vectorised step. Its log-probabilities are NaN until :meth:`set_log_probs` is called.
 
         :param args: as in SB3; the actions are samples of the Gaussian
         :param kwargs: as in SB3
@@ -113,14 +113,14 @@ class _Sequences(ReplayBuffer):
 
     def set_log_probs(self, log_probs: FloatArray) -> None:
         """
-        Complete the latest step.
+        Store the log-probabilities of the latest step.
 
         :param log_probs: log-density of its samples under the policy that drew them, ``[N]``
         """
         self.log_probs[self.pos - 1] = log_probs
 
     def cut(self) -> None:
-        """Mark the latest step as truncated: whatever is added next does not follow from it."""
+        """Mark the latest step as truncated, because the next one will not continue it."""
         if self.size():
             latest = self.pos - 1
             self.timeouts[latest] = np.where(self.dones[latest], self.timeouts[latest], 1)
@@ -128,12 +128,12 @@ class _Sequences(ReplayBuffer):
 
     def sample_segments(self, n_segments: int, length: int, env: VecNormalize | None = None) -> SequenceSamples:
         """
-        Draw segments in which every stored step has the same expected weight: take a step at random, put a window of the given
-        length around it, at random among those that contain the step, and keep what belongs to its episode and is still
-        stored. The steps kept share the weight of the segment.
+        Draw segments in which every stored step has the same expected weight: draw a step, place a window of the given length
+        uniformly among those that contain the step, and keep the stored part of the window that belongs to the step's
+        episode. The kept steps share the weight of the segment.
 
-        (Starting at a random step and going on from there would weigh the first steps of an episode less, by up to
-        1 / length; so would dropping what does not fit.)
+        (Segments that start at the drawn step would reduce the weight of the first steps of an episode, down to a fraction of
+        1 / length; so would dropping windows that do not fit.)
 
         :param n_segments: number of segments B
         :param length: number of steps T of the window
@@ -145,12 +145,12 @@ class _Sequences(ReplayBuffer):
         if length == 1:
             return self._single_steps(anchors, envs, env)
         offsets = _random_integers(length, n_segments)
-        # Steps count from the oldest one.
+        # Steps are counted from the oldest stored one.
         steps = anchors - offsets + np.arange(length)[:, None]  # [T, B]
         stored = (steps >= 0) & (steps < size)
         oldest = self.pos if self.full else 0
         flat = (oldest + np.clip(steps, 0, size - 1)) % self.buffer_size * self.n_envs + envs
-        # Number of episodes that ended before each row: the rows of the anchor's episode have the anchor's number.
+        # Number of episodes that ended before each row: it is the same for all rows of the anchor's episode.
         done = self.dones.ravel()[flat] > 0
         ended = np.zeros((length, n_segments), dtype=np.intp)
         np.cumsum(done[:-1] & stored[:-1], axis=0, out=ended[1:])
@@ -160,24 +160,24 @@ class _Sequences(ReplayBuffer):
     def whole(self, env: VecNormalize | None = None) -> SequenceSamples:
         """
         :param env: normalises observations and rewards
-        :return: all that is stored, a segment for each environment; nothing may have been overwritten
+        :return: all stored steps, as one segment per environment; no step may have been overwritten
         """
         shape = (self.size(), self.n_envs)
         return self._gather(np.arange(self.size() * self.n_envs).reshape(shape), np.ones(shape, dtype=np.bool_), env)
 
     def _single_steps(self, ages: Indices, envs: Indices, env: VecNormalize | None) -> SequenceSamples:
         """
-        What :meth:`_gather` would return for segments of one step. Small minibatches of single steps are the usual case, in
-        which the work on segments would take longer than all products of an update.
+        Return the same as :meth:`_gather` for segments of one step. With small minibatches of single steps, the common case,
+        the work on segments would take longer than all matrix products of an update.
 
-        :param ages: ``[B]``, 0 for the oldest step
-        :param envs: ``[B]``
+        :param ages: ``[B]``, index of each step in time; 0 is the oldest one
+        :param envs: ``[B]``, environment of each step
         :param env: normalises observations and rewards
         """
         rows = (ages + self.pos) % self.buffer_size if self.full else ages
         flat = rows if self.n_envs == 1 else rows * self.n_envs + envs
         observations, next_observations = self._observations_at(flat, env)
-        # A timeout is marked where an episode is done.
+        # Timeouts are only set where an episode is done.
         terminated = (self.dones.take(flat) > self.timeouts.take(flat))[None]
         rewards = self._normalize_reward(self.rewards.take(flat), env)
         return SequenceSamples(
@@ -194,13 +194,13 @@ class _Sequences(ReplayBuffer):
     def _gather(self, flat: Indices, used: BoolArray, env: VecNormalize | None) -> SequenceSamples:
         """
         :param flat: ``[T, B]``, ``row * n_envs + environment`` of each step
-        :param used: ``[T, B]``, which of them belong to the segments; no gaps in a column
+        :param used: ``[T, B]``, whether each step belongs to its segment; contiguous in each column
         :param env: normalises observations and rewards
         """
         observations, next_observations = self._observations_at(flat.ravel(), env)
         timeouts = self.timeouts.ravel()[flat] > 0
         done = self.dones.ravel()[flat] > 0
-        # Where a segment ends before its episode does, the recursion must not read what follows.
+        # Where a segment ends before its episode, the recursion must not read the next row.
         last = used.copy()
         last[:-1] &= ~used[1:]
         weights = used / (used.sum(axis=0) * used.shape[1])
@@ -224,7 +224,7 @@ class _Sequences(ReplayBuffer):
         return observations, next_observations
 
     def _tensor(self, array: Any) -> th.Tensor:
-        # as_tensor() asks for the device first, which takes longer than this.
+        # as_tensor() queries the device first, which takes longer.
         return th.from_numpy(array) if self.device.type == "cpu" else self.to_torch(array)
 
 
@@ -248,32 +248,32 @@ def importance_ratios(log_prob: FloatArray, behaviour_log_prob: FloatArray) -> F
 
 @functools.lru_cache(maxsize=8)
 def _equal_weights(n: int, device: th.device) -> th.Tensor:
-    """``[n]``, summing to 1. Nobody writes to it."""
+    """``[n]``, summing to 1. Cached: must not be modified."""
     return th.full((n,), 1 / n, device=device)
 
 
 def _random_integers(high: int, size: int) -> Indices:
-    """Uniform in [0, high); no numbers are drawn where there is no choice."""
+    """Uniform in [0, high). With ``high == 1``, no random numbers are drawn."""
     if high == 1:
         return np.zeros(size, dtype=np.intp)
-    # Less than half the time of randint(), for the few numbers of a minibatch. Rounding down never reaches `high`, and the
-    # numbers are as likely as 53 bits can make them.
+    # Takes less than half the time of randint() for the size of a minibatch. Rounding down never reaches `high`, and the
+    # integers are uniform up to the resolution of 53 bits.
     uniform = np.random.random_sample(size)  # noqa: NPY002 # the generator that SB3 seeds
     return (high * uniform).astype(np.intp)
 
 
 class SequenceReplayBuffer(_Sequences):
     """
-    Replay buffer of sequences. What it stores of a step: the observation before and after, the sample of the Gaussian (which
-    SB3's classes call the action), its log-density under the policy that drew it, the reward, and whether the episode
-    terminated or was truncated.
+    Replay buffer of sequences. Each step consists of the observation before and after it, the Gaussian sample (in place of
+    SB3's action), its log-density under the policy that drew it, the reward, and whether the episode terminated or was
+    truncated.
 
-    All parameters are those of SB3's ``ReplayBuffer``; ``optimize_memory_usage=True`` is an error.
+    The parameters are those of SB3's ``ReplayBuffer``; ``optimize_memory_usage=True`` is rejected.
     """
 
 
 class SequenceDictReplayBuffer(_Sequences, DictReplayBuffer):
-    """The same for dictionary observations."""
+    """:class:`SequenceReplayBuffer` for dictionary observations."""
 
     def _observations_at(
         self, flat: Indices, env: VecNormalize | None

@@ -41,17 +41,17 @@ _METHODS: dict[type, tuple[str, ...]] = {
 
 class ActorPass:
     """
-    States on their way through the actor to samples ``u = mean + std z``, and back to its parameters.
+    Forward pass of the actor from states to samples ``u = mean + std z``, and its backward pass.
 
-    :param path: networks
-    :param features: of the states, ``[S, F]``
-    :param n_samples: number of samples K for each
-    :param next_features: of further states, ``[S, F]``, with one sample each, which are constants; ``None``: there are none
+    :param path: fast path, with the networks
+    :param features: features of the states, ``[S, F]``
+    :param n_samples: number of samples K per state
+    :param next_features: features of the next states, ``[S, F]``, with one constant sample each; ``None``: no next states
     """
 
     def __init__(self, path: "FastSVG0", features: th.Tensor, n_samples: int, next_features: th.Tensor | None = None) -> None:
         self.features, n_states, actor = features, len(features), path.actor
-        # In one pass: half the operations.
+        # One pass for both: half the operations.
         hidden = ForwardPass(path.hidden, features if next_features is None else th.cat([features, next_features]))
         mean = ForwardPass(path.mean, hidden.output)
         log_std = None if path.log_std is None else ForwardPass(path.log_std, hidden.output)
@@ -75,7 +75,7 @@ class ActorPass:
         Set the gradients of all parameters.
 
         :param grad_samples: derivative of a loss with respect to the samples, ``[K, S, A]``
-        :param grad_std: with respect to the standard deviations where the samples are constant, ``[S, A]``; ``None``: zero
+        :param grad_std: derivative with respect to the standard deviations at constant samples, ``[S, A]``; ``None``: zero
         """
         grad_mean, grad_spread = grad_samples.sum(dim=0), (grad_samples * self._noise).sum(dim=0)
         if grad_std is not None:
@@ -95,11 +95,11 @@ class ActorPass:
 
 class FastSVG0:
     """
-    For uncorrelated Gaussians whose networks are linear layers with ReLU or tanh, on vectors.
+    Fast path for vector observations, uncorrelated Gaussians, and networks of linear layers with ReLU or tanh.
 
     :param algorithm: an SVG0 of that form
     :param networks: hidden layers, layer of the mean, layer of ``log_std`` if it depends on the state, critics
-    :param target_critics: as many as critics
+    :param target_critics: target network of each critic
     """
 
     replaces: ClassVar[tuple[str, ...]] = (
@@ -119,20 +119,20 @@ class FastSVG0:
         self._critic_parameters, self._target_parameters = (
             list(c.parameters()) for c in (policy.critic, policy.critic_target)
         )
-        acts = (
+        acts_in_numpy = (
             policy.device.type == "cpu"
             and isinstance(space, spaces.Box)
             and not is_image_space(space)
             and type(policy).obs_to_tensor is BasePolicy.obs_to_tensor
         )
-        self._numpy_mean = numpy_mlp([*self.actor.latent_pi, self.actor.mu]) if acts else None
-        self._numpy_log_std = [p.detach().numpy() for p in self.actor.log_std.parameters()] if acts else []
+        self._numpy_mean = numpy_mlp([*self.actor.latent_pi, self.actor.mu]) if acts_in_numpy else None
+        self._numpy_log_std = [p.detach().numpy() for p in self.actor.log_std.parameters()] if acts_in_numpy else []
 
     @classmethod
     def build(cls, algorithm: Any) -> "FastSVG0 | None":
         """
         :param algorithm: SVG0
-        :return: its fast path; ``None`` with other networks or covariances, frozen parameters, or likelihood-ratio gradients
+        :return: fast path; ``None`` with other networks or covariances, frozen parameters, or likelihood-ratio gradients
         """
         actor, critic, target = modules = (algorithm.actor, algorithm.critic, algorithm.critic_target)
         policy = algorithm.policy
@@ -157,15 +157,15 @@ class FastSVG0:
     @th.no_grad()
     def update(self, algorithm: Any, batch: SequenceSamples) -> dict[str, th.Tensor]:
         """
-        What ``SVG0._update`` does.
+        Equivalent to ``SVG0._update``.
 
         :param algorithm: SVG0
         :param batch: minibatch
-        :return: what to log
+        :return: values to log
         """
-        # All networks see the same features.
+        # All networks use the same features.
         features, next_features = map(self.actor.features, (batch.observations, batch.next_observations))
-        # On-policy, the targets come after the policy's step.
+        # On-policy, the targets are computed after the actor's step.
         actor = ActorPass(self, features, algorithm.n_action_samples, None if algorithm.on_policy else next_features)
         record = {"std": actor.policy.stddev.mean()}
         log_prob = actor.policy.log_prob(actor.samples) if algorithm.uses_entropy else None
@@ -192,8 +192,8 @@ class FastSVG0:
         ent_coef: th.Tensor,
         record: Any,
     ) -> th.Tensor:
-        later = ActorPass(self, next_features, 1) if actor.next is None else None
-        next_policy, next_samples = actor.next or (later.policy, later.samples)  # type: ignore[union-attr]  # one of them
+        next_pass = ActorPass(self, next_features, 1) if actor.next is None else None
+        next_policy, next_samples = actor.next or (next_pass.policy, next_pass.samples)  # type: ignore[union-attr]  # one of them
         rows = [min_q(self.target_critics, _inputs(next_features, next_policy.actions(next_samples)))[:, 0]]
         if algorithm.uses_entropy:
             rows.append(-ent_coef * next_policy.log_prob(next_samples)[0])
@@ -226,10 +226,10 @@ class FastSVG0:
 
     def sample(self, obs: Any) -> tuple[FloatArray, FloatArray] | None:
         """
-        What ``GaussianActor.sample`` draws, from PyTorch's global generator as well.
+        Draw the samples of ``GaussianActor.sample``, also from PyTorch's global generator.
 
         :param obs: observations, ``[N, ...]``
-        :return: samples ``[N, A]``, and their log-density ``[N]``; ``None``: ask the actor itself
+        :return: samples, ``[N, A]``, and their log-density, ``[N]``; ``None`` if the actor itself must draw them
         """
         if self._numpy_mean is None:
             return None

@@ -28,7 +28,7 @@ class StateIndependentLogStd(nn.Module):
     """
     Entries of the Cholesky factor that do not depend on the state.
 
-    :param n_entries: how many
+    :param n_entries: number of entries
     """
 
     def __init__(self, n_entries: int) -> None:
@@ -37,7 +37,7 @@ class StateIndependentLogStd(nn.Module):
 
     def forward(self, latent: th.Tensor) -> th.Tensor:
         """
-        :param latent: ``[S, F]``, only its length is used
+        :param latent: ``[S, F]``, of which only the length is used
         :return: ``[S, n_entries]``
         """
         return self.bias.expand(len(latent), -1)
@@ -47,8 +47,8 @@ class GaussianActor(BasePolicy):
     """
     Policy network: ``u = mean(s) + L(s) z``, the action being u or tanh(u), in the action space scaled to [-1, 1].
 
-    The diagonal of L is ``min_std + exp(log_std)``. A lower bound keeps the policy exploring: without an entropy bonus its
-    noise would vanish, since nothing is better than the best action.
+    The diagonal of L is ``min_std + exp(log_std)``. The lower bound keeps the policy exploring: without an entropy bonus its
+    noise would vanish, since the optimal policy is deterministic.
 
     :param observation_space: observation space
     :param action_space: action space
@@ -56,7 +56,7 @@ class GaussianActor(BasePolicy):
     :param features_extractor: network that extracts features
     :param features_dim: number of features
     :param activation_fn: activation function
-    :param normalize_images: divide images by 255
+    :param normalize_images: whether to divide images by 255
     :param covariance: ``"isotropic"``, ``"diagonal"`` or ``"full"``
     :param state_dependent_covariance: whether L depends on the state
     :param squash_output: whether the action is tanh(u)
@@ -150,7 +150,7 @@ class GaussianActor(BasePolicy):
         """
         :param obs: observations ``[N, ...]``
         :return: samples, ``[N, A]``, and their log-density, ``[N]``
-        :raises ValueError: they are not finite
+        :raises ValueError: the samples are not finite
         """
         distribution = self.distribution(obs)
         samples = distribution.rsample(1)
@@ -162,9 +162,9 @@ class GaussianActor(BasePolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         :param obs: observations ``[S, ...]``
-        :param deterministic: take the mean sample, not a random one
-        :return: what ``predict`` turns into actions, ``[S, A]``: scaled to [-1, 1] if squashed, otherwise in the
-            environment's units, and not clipped yet
+        :param deterministic: whether to use the mean instead of a random sample
+        :return: actions for ``predict`` to post-process, ``[S, A]``: scaled to [-1, 1] if squashed, otherwise in the
+            environment's units and not yet clipped
         """
         distribution = self.distribution(obs)
         actions = distribution.actions(distribution.mean if deterministic else distribution.rsample(1)[0])
@@ -177,12 +177,12 @@ class GaussianActor(BasePolicy):
 
 
 class QNetworks(ContinuousCritic):
-    """SB3's critic, which evaluates any number of actions per state and extracts the features of the state once."""
+    """SB3's critic, extended to several actions per state, whose features are extracted only once."""
 
     def forward(self, obs: PyTorchObs, actions: th.Tensor) -> tuple[th.Tensor, ...]:
         """
         :param obs: observations ``[S, ...]``
-        :param actions: one action for each of them, ``[S, A]``, or K actions, ``[K, S, A]``
+        :param actions: one action for each observation, ``[S, A]``, or K actions, ``[K, S, A]``
         :return: values of each of the C critics, ``[S, 1]`` or ``[K, S, 1]``
         """
         features = self.extract_features(obs, self.features_extractor)
@@ -193,7 +193,7 @@ class QNetworks(ContinuousCritic):
         """
         :param obs: observations ``[S, ...]``
         :param actions: ``[S, A]``, or K actions for each observation, ``[K, S, A]``
-        :return: the smallest value of all critics, ``[S]`` or ``[K, S]``
+        :return: minimum over the critics, ``[S]`` or ``[K, S]``
         """
         return _at_least_float32(th.cat(self(obs, actions), dim=-1).amin(dim=-1))
 
@@ -210,15 +210,15 @@ class SVG0Policy(BasePolicy):
     :param covariance: ``"isotropic"`` (one standard deviation), ``"diagonal"`` (one for each dimension) or ``"full"`` (a lower
         triangular factor)
     :param state_dependent_covariance: whether the covariance depends on the state
-    :param squash_output: tanh; otherwise a plain Gaussian, clipped at the bounds by the environment alone
+    :param squash_output: whether to squash actions by tanh; otherwise they are Gaussian, clipped only for the environment
     :param log_std_init: initial logarithm of the standard deviation above ``min_std``
     :param min_std: lower bound of the standard deviations, in the action space scaled to [-1, 1]
     :param features_extractor_class: features extractor
     :param features_extractor_kwargs: its keyword arguments
-    :param normalize_images: divide images by 255
+    :param normalize_images: whether to divide images by 255
     :param optimizer_class: optimizer
     :param optimizer_kwargs: its keyword arguments, except the learning rate
-    :param n_critics: number of critics, whose minimum counts
+    :param n_critics: number of critics; the minimum of their values is used
     :param share_features_extractor: must be False
     :raises ValueError: an unknown covariance, a negative bound, no critic, or a shared features extractor
     """
@@ -248,7 +248,7 @@ class SVG0Policy(BasePolicy):
         share_features_extractor: bool = False,
     ) -> None:
         if share_features_extractor:
-            raise ValueError("actor and critic of SVG0 have an optimizer each: use share_features_extractor=False")
+            raise ValueError("actor and critic of SVG0 have separate optimizers: use share_features_extractor=False")
         if covariance not in COVARIANCES:
             raise ValueError(f"covariance={covariance!r} is unknown: choose one of {', '.join(map(repr, COVARIANCES))}")
         if not min_std >= 0:
@@ -283,7 +283,7 @@ class SVG0Policy(BasePolicy):
             "normalize_images": self.normalize_images,
         }
         actor = {**network, **self.actor_kwargs, "net_arch": actor_arch, "squash_output": self.squash_output}
-        # share_features_extractor of SB3's critic means that the critic does not train the features.
+        # In SB3's critic, share_features_extractor=True means that the critic does not train the features.
         critic = {**network, "net_arch": critic_arch, "n_critics": self.n_critics, "share_features_extractor": False}
         self.actor = GaussianActor(**self._update_features_extractor(actor))
         self.critic = QNetworks(**self._update_features_extractor(critic))
@@ -298,7 +298,7 @@ class SVG0Policy(BasePolicy):
         return {
             **super()._get_constructor_parameters(),
             **self.actor_kwargs,
-            "lr_schedule": self._dummy_schedule,  # a policy alone is not trained
+            "lr_schedule": self._dummy_schedule,  # a policy that is loaded alone is not trained
             "net_arch": self.net_arch,
             "activation_fn": self.activation_fn,
             "squash_output": self.squash_output,
@@ -312,8 +312,8 @@ class SVG0Policy(BasePolicy):
     def forward(self, obs: PyTorchObs, deterministic: bool = False) -> th.Tensor:
         """
         :param obs: observations ``[S, ...]``
-        :param deterministic: take the mean sample, not a random one
-        :return: as :meth:`GaussianActor.forward`
+        :param deterministic: whether to use the mean instead of a random sample
+        :return: see :meth:`GaussianActor.forward`
         """
         return self._predict(obs, deterministic)
 
@@ -322,12 +322,12 @@ class SVG0Policy(BasePolicy):
 
     def set_training_mode(self, mode: bool) -> None:
         """
-        Switch batch normalisation and dropout. Target networks never train.
+        Set the mode of batch normalisation and dropout. Target networks stay in evaluation mode.
 
-        :param mode: whether to train
+        :param mode: True for training, False for evaluation
         """
         if self.training == self.actor.training == self.critic.training == mode:
-            # Walking through all modules takes as long as acting.
+            # Visiting all modules takes as long as computing an action.
             return
         self.actor.set_training_mode(mode)
         self.critic.set_training_mode(mode)
@@ -364,10 +364,10 @@ MlpPolicy = SVG0Policy
 CnnPolicy = SVG0CnnPolicy
 MultiInputPolicy = SVG0MultiInputPolicy
 
-# Its name in policies that were pickled by earlier versions.
+# The name in policies pickled by earlier versions.
 Scale = StateIndependentLogStd
 
 
 def _at_least_float32(x: th.Tensor) -> th.Tensor:
-    """Values, densities and noise need more digits than autocast leaves."""
+    """Values, densities and noise need more precision than autocast provides."""
     return x.to(th.promote_types(x.dtype, th.float32))

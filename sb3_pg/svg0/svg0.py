@@ -49,11 +49,11 @@ def pathwise_loss(q_values: th.Tensor, weights: th.Tensor) -> th.Tensor:
 
 def likelihood_ratio_loss(log_prob: th.Tensor, q_values: th.Tensor, weights: th.Tensor) -> th.Tensor:
     """
-    ``-sum_s w_s mean_a log pi(a | s) Q(s, a)``, whose gradient estimates the same as that of :func:`pathwise_loss` without
-    the derivative of Q (the score function; Degris et al. 2012).
+    ``-sum_s w_s mean_a log pi(a | s) Q(s, a)``, whose gradient has the same expectation as that of :func:`pathwise_loss`,
+    without the derivative of Q (the score function; Degris et al. 2012).
 
-    :param log_prob: ``[K, S]``, of K actions in each state, drawn from the policy and constant; with gradient
-    :param q_values: ``[K, S]``, constants
+    :param log_prob: ``[K, S]``, log-probability of K constant actions drawn from the policy in each state, with gradient
+    :param q_values: ``[K, S]``, values of these actions, treated as constants
     :param weights: ``[S]``, weight of each state
     :return: scalar
     """
@@ -64,8 +64,8 @@ def critic_loss(q_values: th.Tensor, targets: th.Tensor, weights: th.Tensor) -> 
     """
     ``1/2 sum_i sum_s w_s (Q_i(s, a) - target_s)^2``.
 
-    :param q_values: ``[C, S]``, of each critic, with gradient
-    :param targets: ``[S]``, constants
+    :param q_values: ``[C, S]``, values of each critic, with gradient
+    :param targets: ``[S]``, targets, treated as constants
     :param weights: ``[S]``, weight of each step; ``1 / S`` makes it a mean
     :return: scalar
     """
@@ -78,8 +78,8 @@ def temperature_loss(log_ent_coef: th.Tensor, log_prob: th.Tensor, target_entrop
     below its target (Haarnoja et al. 2018, "Soft actor-critic algorithms and applications", eq. 18).
 
     :param log_ent_coef: logarithm of alpha, ``[1]``, with gradient
-    :param log_prob: ``[K, S]``, of actions drawn from the policy
-    :param target_entropy: in nats
+    :param log_prob: ``[K, S]``, log-probability of actions drawn from the policy
+    :param target_entropy: target entropy in nats
     :param weights: ``[S]``, weight of each state, summing to 1
     :return: scalar
     """
@@ -92,7 +92,7 @@ class Draws(NamedTuple):
 
     :param policy: distribution of the actions
     :param samples: ``[K, S, A]``, reparametrised
-    :param log_prob: ``[K, S]`` of the actions; ``None`` without an entropy bonus
+    :param log_prob: ``[K, S]``, log-probability of the actions; ``None`` without an entropy bonus
     """
 
     policy: GaussianActions
@@ -103,50 +103,50 @@ class Draws(NamedTuple):
 class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
     """
     Stochastic value gradients SVG(0) (Heess et al. 2015, https://arxiv.org/abs/1510.09142): the actions of a Gaussian policy
-    are written as functions of the state and of noise, ``a = mean(s) + L(s) z``, and the policy ascends
-    ``mean_z Q(s, a(s, z))``, with the gradient of a critic that is fitted by TD(lambda) along stored sequences.
+    are functions of the state and of noise, ``a = mean(s) + L(s) z``, and the policy ascends ``mean_z Q(s, a(s, z))`` through
+    the gradient of a critic, which is fitted by TD(lambda) along stored sequences.
 
-    With ``td_lambda=0``, two critics, ``ent_coef="auto"`` and ``policy_kwargs=dict(min_std=0)`` it is SAC; as the noise goes
-    to zero, its actor update becomes that of DDPG.
+    With ``td_lambda=0``, two critics, ``ent_coef="auto"`` and ``policy_kwargs=dict(min_std=0)`` it is SAC; as the noise
+    vanishes, its actor update becomes that of DDPG.
 
-    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a class
-    :param env: environment, or its id
-    :param learning_rate: learning rate; constant or function of the remaining progress (from 1 to 0)
-    :param buffer_size: number of steps that the replay buffer holds; ``None``: one million. Only with replay
-    :param learning_starts: number of uniformly random steps before learning starts; ``None``: 100. Only with replay
-    :param batch_size: number of steps in a minibatch, a multiple of ``segment_length``; ``None``: 256. Only with replay
-    :param tau: how far the target critics move towards the critics after each update; 1: there are none in effect
+    :param policy: ``"MlpPolicy"``, ``"CnnPolicy"``, ``"MultiInputPolicy"`` or a policy class
+    :param env: environment or its id
+    :param learning_rate: learning rate; a constant or a function of the remaining progress (from 1 to 0)
+    :param buffer_size: capacity of the replay buffer in steps; ``None``: one million. Replay only
+    :param learning_starts: number of uniformly random steps before learning starts; ``None``: 100. Replay only
+    :param batch_size: number of steps in a minibatch, a multiple of ``segment_length``; ``None``: 256. Replay only
+    :param tau: soft update coefficient of the target critics (Polyak averaging); with 1 they equal the critics
     :param gamma: discount factor
-    :param train_freq: update after that many steps of each environment, or ``(1, "episode")``; on-policy, length of a rollout
-    :param gradient_steps: number of updates then; -1: as many as steps were taken
-    :param action_noise: noise on top of the policy's own; it makes the density of the actions unknown, so not with Retrace
-    :param replay_buffer_class: subclass of a class of :mod:`sb3_pg.svg0.buffers`
+    :param train_freq: number of steps of each environment between updates, or ``(1, "episode")``; on-policy: rollout length
+    :param gradient_steps: number of updates after each such collection; -1: as many as steps were collected
+    :param action_noise: noise added to the policy's actions; their density is then unknown, which rules out Retrace
+    :param replay_buffer_class: subclass of one of the classes in :mod:`sb3_pg.svg0.buffers`
     :param replay_buffer_kwargs: further keyword arguments of that class
-    :param optimize_memory_usage: must be False, see there
+    :param optimize_memory_usage: must be False, see :mod:`sb3_pg.svg0.buffers`
     :param n_steps: must be 1, use ``td_lambda`` instead
     :param policy_kwargs: keyword arguments of the policy, such as ``net_arch``, ``log_std_init`` and ``min_std``
     :param stats_window_size: number of episodes over which logged returns, lengths and success rates are averaged
-    :param tensorboard_log: folder of the tensorboard logs
+    :param tensorboard_log: directory of the TensorBoard logs
     :param verbose: 0 no output, 1 info messages, 2 debug messages
     :param device: device of the networks
     :param seed: seed of all random generators
-    :param use_sde: must be False: segments are made of independent draws
-    :param _init_setup_model: whether to build the networks at once
-    :param gradient_estimator: ``"pathwise"``, or ``"likelihood_ratio"`` (score function: more variance, no derivative of Q)
-    :param n_action_samples: number of draws of the noise per state in the actor step
+    :param use_sde: must be False: segments consist of independent draws
+    :param _init_setup_model: whether to build the networks on construction
+    :param gradient_estimator: ``"pathwise"``, or ``"likelihood_ratio"`` (score function: higher variance, no derivative of Q)
+    :param n_action_samples: number of actions sampled per state in the actor update
     :param covariance: ``"isotropic"``, ``"diagonal"`` or ``"full"``
     :param state_dependent_covariance: whether the covariance depends on the state
-    :param squash_output: tanh; otherwise a plain Gaussian, clipped at the bounds by the environment alone
+    :param squash_output: whether to squash actions by tanh; otherwise they are Gaussian, clipped only for the environment
     :param td_lambda: lambda of the critic's targets; 0: one-step TD
-    :param segment_length: number of steps along which they look; ``None``: 8, or 1 if ``td_lambda=0``. Only with replay
+    :param segment_length: number of steps of a replayed segment; ``None``: 8, or 1 if ``td_lambda=0``. Replay only
     :param off_policy_correction: ``"retrace"`` or ``"none"``; ``None``: Retrace with replay, ``td_lambda > 0`` and no noise
-    :param on_policy: collect ``train_freq`` steps, update policy and critic with all of them, forget them
-    :param n_critics: number of critics; the smallest value counts
-    :param ent_coef: weight of the entropy bonus; ``"auto"`` or ``"auto_0.1"`` to adapt it, from 1 or 0.1 on
-    :param target_entropy: entropy that an automatic ``ent_coef`` aims at; minus the number of action dimensions if not given
-    :param qf_learning_rate: learning rate of the critics, also a schedule or ``"lin_1e-3"``; ``None``: ``learning_rate``
-    :param bf16: matrix products of the updates in bfloat16, which takes half the time on processors with instructions for it
-    :raises ValueError: options that exclude one another or are out of range; an unsupported action space
+    :param on_policy: whether to update policy and critic with each ``train_freq`` steps and then discard these
+    :param n_critics: number of critics; the minimum of their values is used
+    :param ent_coef: weight of the entropy bonus; ``"auto"`` or ``"auto_0.1"`` to learn it, starting from 1 or 0.1
+    :param target_entropy: target of an automatic ``ent_coef``; ``None``: minus the number of action dimensions
+    :param qf_learning_rate: learning rate of the critics, a schedule or ``"lin_1e-3"``; ``None``: ``learning_rate``
+    :param bf16: whether to update in bfloat16, which halves the time of matrix products on processors that support it
+    :raises ValueError: options that are mutually exclusive or out of range; an unsupported action space
     """
 
     policy_aliases: ClassVar[dict[str, type[BasePolicy]]] = {
@@ -231,7 +231,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
             sde_support=False,
             supported_action_spaces=(spaces.Box,),
         )
-        self.use_sde = use_sde  # not above, where SB3 has a message of its own that blames the action space
+        self.use_sde = use_sde  # not above, where SB3's error message would blame the action space
         self.gradient_estimator = gradient_estimator
         self.n_action_samples = n_action_samples
         self.covariance = covariance
@@ -253,7 +253,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
     # ---- the update --------------------------------------------------------------------------------------------------------
 
     def _update(self, batch: SequenceSamples) -> Record:
-        # Replay fits the critics first, as SAC and DDPG do; on-policy the policy goes first.
+        # With replay, the critics are updated first, as in SAC and DDPG; on-policy, the actor is.
         draws = self._draw(batch)
         record = {"std": draws.policy.stddev.detach().mean()}
         ent_coef = self._ent_coef_step(draws.log_prob, batch.weights, record)
@@ -275,7 +275,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         """TD(lambda) targets of the critics, ``[S]``."""
         next_policy = self.actor.distribution(batch.next_observations)
         next_samples = next_policy.rsample(1)
-        # V' = Q(s', a') with a fresh a' ~ pi
+        # V' = Q(s', a') with a new sample a' ~ pi
         rows = [self.critic_target.min_q(batch.next_observations, next_policy.actions(next_samples))[0]]
         if self.uses_entropy:
             rows.append(-ent_coef * next_policy.log_prob(next_samples)[0])
@@ -288,7 +288,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         """``rows``, ``[S]`` each: next values; their entropy bonus, if any; for Retrace, values and densities of samples."""
         arrays = th.stack(rows).cpu().numpy().reshape(-1, *batch.rewards.shape)  # one transfer, [., T, B]
         rewards, ends = batch.rewards, (batch.terminated, batch.truncated)
-        if self.uses_entropy:  # as part of the reward: the same recursions serve, and lambda = 0 gives the target of SAC
+        if self.uses_entropy:  # as part of the reward: the recursions stay the same, and lambda = 0 gives the target of SAC
             rewards = rewards + np.float32(self.gamma) * arrays[1] * ~batch.terminated
         if self.resolved_correction == "retrace":  # Munos et al. 2016, eq. 3 and 4
             ratios = importance_ratios(arrays[-1], batch.log_probs)
@@ -317,7 +317,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         else:
             constants = draws.samples.detach()
             q_values = self.critic.min_q(batch.observations, draws.policy.actions(constants))
-            # The density of the samples: the one of the actions differs from it by a constant.
+            # The density of the samples: that of the actions differs only by a constant factor.
             loss = likelihood_ratio_loss(draws.policy.sample_log_prob(constants), q_values, batch.weights)
         if draws.log_prob is None:
             return loss
@@ -325,7 +325,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         return loss + (ent_coef * draws.log_prob.mean(dim=0) * batch.weights).sum()
 
     def _ent_coef_step(self, log_prob: th.Tensor | None, weights: th.Tensor, record: Record) -> th.Tensor:
-        """Returns the coefficient as it was before the step."""
+        """Update the coefficient, and return its value before the update."""
         if self.log_ent_coef is None or log_prob is None:
             return th.full((1,), float(self.ent_coef), device=self.device)
         ent_coef = self.log_ent_coef.detach().exp()
@@ -348,7 +348,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
         return self.replay_buffer.sample_segments(batch_size // length, length, self._vec_normalize_env)
 
     def _setup_learn(self, *args: Any, **kwargs: Any) -> Any:
-        # The environments may be reset or replaced before the next step; a cut costs nothing but the look-ahead.
+        # The environments may be reset or replaced before the next step. A cut only shortens the look-ahead.
         assert self.replay_buffer is not None
         self.replay_buffer.cut()
         return super()._setup_learn(*args, **kwargs)
@@ -362,7 +362,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
     def _sample_action(
         self, learning_starts: int, action_noise: ActionNoise | None = None, n_envs: int = 1
     ) -> tuple[Array, Array]:
-        """Actions for the environments, and the samples of the Gaussian that they stand for."""
+        """Actions for the environments, and the Gaussian samples from which they were computed."""
         assert isinstance(self.action_space, spaces.Box)
         if self.num_timesteps < learning_starts:
             samples, log_probs = uniform_samples(n_envs, int(np.prod(self.action_space.shape)), self.squash_output)
@@ -375,11 +375,11 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
             log_probs = np.full_like(log_probs, np.nan)
         self._log_probs = log_probs
         actions = self.policy.unscale_action(scaled.reshape(-1, *self.action_space.shape))
-        # Afterwards, since scaling rounds: the environment gets nothing beyond its bounds.
+        # Clip after scaling, whose rounding errors may exceed the bounds.
         return np.clip(actions, self.action_space.low, self.action_space.high), samples
 
     def _policy_samples(self) -> tuple[FloatArray, FloatArray]:
-        """Samples of the policy ``[N, A]``, and their log-density ``[N]``."""
+        """Samples of the policy, ``[N, A]``, and their log-density, ``[N]``."""
         fast = self._fast_path()
         if fast is not None and (drawn := fast.sample(self._last_obs)) is not None:
             return drawn  # type: ignore[no-any-return]  # a pair
@@ -430,7 +430,7 @@ class SVG0(Accelerated, OffPolicyBase, fast_path=FastSVG0):
 
     @property
     def resolved_segment_length(self) -> int:
-        """Number of steps of a segment of replayed experience."""
+        """Number of steps of a replayed segment."""
         return resolve_segment_length(self)
 
     @property

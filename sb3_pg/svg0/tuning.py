@@ -1,4 +1,4 @@
-"""What the RL Zoo needs to tune SVG0: a search space, and the way from a stored trial to the constructor's arguments."""
+"""Tuning of SVG0 with the RL Zoo: a search space, and the conversion of a stored trial to constructor arguments."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +15,13 @@ def sample_svg0_params(
     additional_args: dict[str, Any],  # noqa: ARG001 # the zoo passes it to every sampler
 ) -> dict[str, Any]:
     """
-    Draw hyperparameters of SVG0 with replay.
+    Sample hyperparameters of SVG0 with replay.
 
-    :param trial: Optuna trial; it stores all that :func:`convert_svg0_params` needs.
-    :param n_actions: Number of dimensions of the action, not used here.
-    :param n_envs: Number of environments, not used here.
-    :param additional_args: What the zoo knows of the replay buffer, not used here.
-    :return: Arguments of ``SVG0``.
+    :param trial: Optuna trial, which stores everything that :func:`convert_svg0_params` needs
+    :param n_actions: number of action dimensions, not used here
+    :param n_envs: number of environments, not used here
+    :param additional_args: replay buffer options of the zoo, not used here
+    :return: arguments of ``SVG0``
     """
     trial.suggest_float("one_minus_gamma", 0.0001, 0.03, log=True)
     trial.suggest_float("learning_rate", 1e-5, 2e-3, log=True)
@@ -37,7 +37,7 @@ def sample_svg0_params(
     trial.suggest_float("min_std", 0.01, 0.5, log=True)
     trial.suggest_categorical("net_arch", list(NET_ARCHS))
     hyperparams = convert_svg0_params(trial.params)
-    # What a reader of the study would otherwise have to compute.
+    # Derived values, for readers of the study.
     for name in ("gamma", "batch_size", "train_freq", "segment_length"):
         trial.set_user_attr(name, hyperparams[name])
     return hyperparams
@@ -45,12 +45,12 @@ def sample_svg0_params(
 
 def convert_svg0_params(params: dict[str, Any]) -> dict[str, Any]:
     """
-    Turn the parameters that a trial stored into arguments of ``SVG0``.
+    Convert the parameters stored in a trial to arguments of ``SVG0``.
 
-    They are merged into the entry of the yml file, so the arguments that would contradict them there are reset.
+    They are merged into the entry of the yml file. Arguments of that entry that would conflict with them are reset.
 
-    :param params: What :func:`sample_svg0_params` drew.
-    :return: Arguments of ``SVG0``.
+    :param params: parameters sampled by :func:`sample_svg0_params`
+    :return: arguments of ``SVG0``
     """
     frequency = 2 ** params["train_freq_pow"]
     return {
@@ -58,7 +58,7 @@ def convert_svg0_params(params: dict[str, Any]) -> dict[str, Any]:
         "batch_size": 2 ** params["batch_size_pow"],
         "segment_length": 2 ** params["segment_length_pow"],
         "train_freq": frequency,
-        # One update per step, whatever the frequency: otherwise it would decide how much is computed.
+        # One update per step at any frequency: otherwise the frequency would determine the amount of computation.
         "gradient_steps": frequency,
         **{name: params[name] for name in _UNCHANGED},
         "policy_kwargs": {
@@ -67,7 +67,7 @@ def convert_svg0_params(params: dict[str, Any]) -> dict[str, Any]:
             "min_std": params["min_std"],
         },
         "on_policy": False,
-        # Noise on top of the policy's own hides the density that Retrace needs.
+        # With action noise, the density that Retrace needs is unknown.
         "action_noise": None,
     }
 

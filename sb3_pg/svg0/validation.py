@@ -1,4 +1,4 @@
-"""Which options of SVG0 go together. Each message says what to change."""
+"""Checks of the options of SVG0. Each error message says what to change."""
 
 import math
 from typing import Any, Protocol
@@ -12,10 +12,10 @@ from sb3_pg.svg0.buffers import SequenceDictReplayBuffer, SequenceReplayBuffer
 
 GRADIENT_ESTIMATORS = ("pathwise", "likelihood_ratio")
 OFF_POLICY_CORRECTIONS = ("none", "retrace")
-# Arguments of the policy that are arguments of the algorithm.
+# Arguments of the policy that the algorithm sets from its own arguments.
 NETWORK_OPTIONS = ("covariance", "state_dependent_covariance", "squash_output", "n_critics")
 
-# Used where the argument was not given and the other options make sense of it.
+# Values of arguments that are None, where the other options use them.
 BUFFER_SIZE = 1_000_000
 LEARNING_STARTS = 100
 BATCH_SIZE = 256
@@ -51,11 +51,11 @@ class Options(Protocol):
 
 def resolve_options(svg0: Options, earlier: dict[str, int]) -> dict[str, int]:
     """
-    Check all options, and replace ``None`` by what it stands for.
+    Check all options, and replace ``None`` by the values in effect.
 
-    :param svg0: algorithm, changed in place
-    :param earlier: what this function returned before the model was saved: it may stand for something else with another number
-        of environments
+    :param svg0: algorithm, modified in place
+    :param earlier: return value from before the model was saved: these arguments are resolved again, since their values may
+        depend on the number of environments
     :return: name of each argument that was ``None`` -> its value
     :raises ValueError: see :func:`check_options`
     """
@@ -77,7 +77,7 @@ def resolve_options(svg0: Options, earlier: dict[str, int]) -> dict[str, int]:
 def resolve_target_entropy(svg0: Options) -> float:
     """
     :param svg0: algorithm
-    :return: entropy that an automatic ``ent_coef`` aims at, in nats
+    :return: target entropy of an automatic ``ent_coef``, in nats
     """
     if svg0.target_entropy is None or svg0.target_entropy == "auto":
         assert svg0.action_space.shape is not None
@@ -88,7 +88,7 @@ def resolve_target_entropy(svg0: Options) -> float:
 def resolve_segment_length(svg0: Options) -> int:
     """
     :param svg0: algorithm
-    :return: number of steps of a segment of replayed experience
+    :return: number of steps of a replayed segment
     """
     if svg0.segment_length is not None:
         return svg0.segment_length
@@ -108,9 +108,9 @@ def resolve_correction(svg0: Options) -> str:
 
 def initial_ent_coef(ent_coef: str | float) -> float | None:
     """
-    :param ent_coef: the argument
-    :return: where an automatic coefficient starts; ``None`` for a fixed one
-    :raises ValueError: neither a number, which must not be negative, nor ``"auto"`` nor ``"auto_<positive number>"``
+    :param ent_coef: argument of SVG0
+    :return: initial value of an automatic coefficient; ``None`` for a fixed one
+    :raises ValueError: neither a non-negative number nor ``"auto"`` nor ``"auto_<positive number>"``
     """
     automatic = isinstance(ent_coef, str) and ent_coef.startswith("auto")
     number = "1" if ent_coef == "auto" else str(ent_coef).removeprefix("auto_")
@@ -125,10 +125,10 @@ def initial_ent_coef(ent_coef: str | float) -> float | None:
 
 def check_options(svg0: Options) -> None:
     """
-    Check everything, before ``None`` is replaced by what it stands for.
+    Check all options, before ``None`` is replaced.
 
     :param svg0: algorithm
-    :raises ValueError: an option out of range, two that exclude one another, or an unsupported action space
+    :raises ValueError: an option out of range, mutually exclusive options, or an unsupported action space
     """
     space = svg0.action_space
     if not (isinstance(space, spaces.Box) and np.isfinite(space.low).all() and np.isfinite(space.high).all()):
@@ -142,7 +142,7 @@ def check_options(svg0: Options) -> None:
         _check_on_policy(svg0)
     elif _frequency(svg0.train_freq)[1] == "episode" and svg0.n_envs > 1:
         raise ValueError(
-            f"train_freq={svg0.train_freq!r} counts the episodes of one environment, and there are {svg0.n_envs}: use steps"
+            f"train_freq={svg0.train_freq!r} counts the episodes of one environment, but there are {svg0.n_envs}: use steps"
         )
 
 
@@ -175,24 +175,24 @@ def _check_ranges(svg0: Options) -> None:
 def _check_unsupported(svg0: Options) -> None:
     if svg0.use_sde:
         raise ValueError(
-            "use_sde=True is not supported: with noise that is kept for several steps the actions of a segment are not "
-            "independent draws of the policy, which the behaviour log-probabilities stand for. Use use_sde=False"
+            "use_sde=True is not supported: noise that is kept for several steps correlates the actions of a segment, but the "
+            "behaviour log-probabilities are those of independent draws. Use use_sde=False"
         )
     if svg0.n_steps != 1:
         raise ValueError(
-            f"n_steps={svg0.n_steps} is not supported: td_lambda and segment_length look ahead here, use n_steps=1"
+            f"n_steps={svg0.n_steps} is not supported: td_lambda and segment_length set the look-ahead, use n_steps=1"
         )
     if svg0.optimize_memory_usage:
         raise ValueError(
-            "optimize_memory_usage=True would lose the final observations of truncated episodes, with which they bootstrap: "
-            "use optimize_memory_usage=False and a smaller buffer_size"
+            "optimize_memory_usage=True would lose the final observations of truncated episodes, from which targets "
+            "bootstrap: use optimize_memory_usage=False and a smaller buffer_size"
         )
     expected = SequenceDictReplayBuffer if isinstance(svg0.observation_space, spaces.Dict) else SequenceReplayBuffer
     given = svg0.replay_buffer_class
     if given is not None and not issubclass(given, expected):
         raise ValueError(
-            f"replay_buffer_class={given.__name__} cannot store what SVG0 needs (behaviour log-probabilities, segments): use "
-            f"a subclass of sb3_pg.svg0.buffers.{expected.__name__}, or None"
+            f"replay_buffer_class={given.__name__} cannot store the behaviour log-probabilities and segments of SVG0: use a "
+            f"subclass of sb3_pg.svg0.buffers.{expected.__name__}, or None"
         )
 
 
@@ -201,7 +201,7 @@ def _check_entropy(svg0: Options) -> None:
     target = svg0.target_entropy
     if target is not None and not automatic:
         raise ValueError(
-            f'target_entropy={target!r} is ignored by the fixed ent_coef={svg0.ent_coef!r}: use ent_coef="auto", or '
+            f'target_entropy={target!r} has no effect on the fixed ent_coef={svg0.ent_coef!r}: use ent_coef="auto", or '
             "target_entropy=None"
         )
     if target not in (None, "auto") and not (is_number(target) and math.isfinite(float(target))):
@@ -218,7 +218,7 @@ def _check_traces(svg0: Options) -> None:
             )
         if length not in (None, 1):
             raise ValueError(
-                f"segment_length={length} is of no use to td_lambda=0, which looks at single steps: use td_lambda > 0, or "
+                f"segment_length={length} has no effect with td_lambda=0, which uses single steps: use td_lambda > 0, or "
                 "segment_length=None"
             )
     elif length == 1:
@@ -228,7 +228,7 @@ def _check_traces(svg0: Options) -> None:
     if svg0.action_noise is not None and correction == "retrace":
         raise ValueError(
             "off_policy_correction='retrace' needs the density of the actions, which action_noise makes unknown: use "
-            "action_noise=None (the policy has noise of its own), or off_policy_correction='none'"
+            "action_noise=None (the policy itself is stochastic), or off_policy_correction='none'"
         )
     batch, steps = svg0.batch_size or BATCH_SIZE, resolve_segment_length(svg0)
     if not svg0.on_policy and batch % steps:
@@ -241,8 +241,8 @@ def _check_on_policy(svg0: Options) -> None:
     for name in ("buffer_size", "learning_starts", "batch_size", "segment_length"):
         if getattr(svg0, name) is not None:
             raise ValueError(
-                f"{name}={getattr(svg0, name)} belongs to replay: on_policy=True learns from the latest train_freq steps of "
-                f"each environment and nothing else. Use {name}=None, or on_policy=False"
+                f"{name}={getattr(svg0, name)} is an option of replay: on_policy=True learns only from the latest train_freq "
+                f"steps of each environment. Use {name}=None, or on_policy=False"
             )
     frequency, unit = _frequency(svg0.train_freq)
     if unit != "step":
@@ -257,7 +257,7 @@ def _check_on_policy(svg0: Options) -> None:
 
 
 def _frequency(train_freq: Any) -> tuple[int, str]:
-    """Frequency and unit of an integer, a pair, or what SB3 makes of them."""
+    """Frequency and unit, from an integer, a pair, or SB3's ``TrainFreq``."""
     pair = tuple(train_freq) if isinstance(train_freq, (tuple, list)) else (train_freq, "step")
     frequency, unit = pair if len(pair) == 2 else (None, None)
     unit = getattr(unit, "value", unit)

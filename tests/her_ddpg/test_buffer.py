@@ -1,4 +1,4 @@
-"""The replay buffer against a list of all that the environments did, and the arithmetic of hindsight against slow loops."""
+"""The replay buffer against the scripted steps of the environments, and hindsight relabelling against slow loops."""
 
 import pickle
 import subprocess
@@ -53,7 +53,7 @@ def fill(buffer: HindsightReplayBuffer, env: VecEnv, n_steps: int, obs: Any = No
 
 
 def decode(code: float) -> tuple[int, int, int]:
-    """Environment, episode and step of an observation."""
+    """Environment, episode and step, which an observation encodes."""
     number, rest = divmod(round(code), 10000)
     return number, *divmod(rest, 100)
 
@@ -72,7 +72,7 @@ def episodes_complete(script: Sequence[tuple[int, str]], n_steps: int) -> int:
 
 @pytest.mark.parametrize("strategy", GOAL_STRATEGIES)
 @pytest.mark.parametrize("n_steps", [1, 3])
-def test_every_sample_is_what_happened(strategy: str, n_steps: int) -> None:
+def test_samples_are_the_steps_of_the_environments(strategy: str, n_steps: int) -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env, goal_selection_strategy=strategy, n_steps=n_steps, reward_range=(-1, 0))
     fill(buffer, env, 30)
@@ -95,7 +95,7 @@ def test_every_sample_is_what_happened(strategy: str, n_steps: int) -> None:
         assert sample.discounts is not None
         assert sample.discounts[i].item() == pytest.approx(GAMMA**m)
         virtual = i < 4000
-        # Rewards as recorded: each step has a desired goal of its own here. In hindsight: one goal for all steps.
+        # Recorded rewards: here each step has its own desired goal. Relabelled rewards: one goal for all steps.
         goals = [goal if virtual else -1 - (code + k + 1) for k in range(m)]
         reward = sum(GAMMA**k * pair_reward(code + k + 1, goals[k]) for k in range(m))
         assert sample.rewards[i].item() == pytest.approx(reward, abs=1e-6)
@@ -115,7 +115,7 @@ def test_every_sample_is_what_happened(strategy: str, n_steps: int) -> None:
     assert buffer.size() == len(every)
 
 
-def test_actions_are_those_of_their_step() -> None:
+def test_actions_belong_to_their_steps() -> None:
     env = counting_envs([[(5, "truncated")]])
     buffer = make_buffer(env)
     fill(buffer, env, 20)
@@ -126,7 +126,7 @@ def test_actions_are_those_of_their_step() -> None:
 
 
 @pytest.mark.parametrize("size", [20, 21, 22, 23, 27, 30])
-def test_a_full_buffer_forgets_whole_episodes_oldest_first(size: int) -> None:
+def test_a_full_buffer_removes_whole_episodes_oldest_first(size: int) -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env, size=2 * size)
     obs = None
@@ -140,7 +140,7 @@ def test_a_full_buffer_forgets_whole_episodes_oldest_first(size: int) -> None:
             mine = rows[rows // size == number]
             kept = Counter(decode(code)[1] for code in buffer._rows["observation"][mine, 0])
             newest = sorted(kept)
-            # The last ones without a gap, each of them whole, and as many as there is room for.
+            # The latest episodes without gaps, each of them complete, and as many as fit.
             assert newest == list(range(n_complete - len(newest), n_complete))
             assert all(kept[episode] == ending(SCRIPTS, number, episode)[0] for episode in newest)
             running = n_steps - sum(ending(SCRIPTS, number, e)[0] for e in range(n_complete))
@@ -163,7 +163,7 @@ def test_all_transitions_are_equally_likely() -> None:
 
 
 @pytest.mark.parametrize(("n_sampled_goal", "virtual"), [(0, 0), (1, 50), (4, 80), (9, 90)])
-def test_the_share_of_new_goals(n_sampled_goal: int, virtual: int) -> None:
+def test_the_share_of_relabelled_goals(n_sampled_goal: int, virtual: int) -> None:
     env = counting_envs([[(5, "truncated")]])
     buffer = make_buffer(env, n_sampled_goal=n_sampled_goal)
     fill(buffer, env, 20)
@@ -171,7 +171,7 @@ def test_the_share_of_new_goals(n_sampled_goal: int, virtual: int) -> None:
     assert int((goals > 0).sum()) == virtual  # the original ones are negative
 
 
-def test_new_episodes_are_handed_out_once() -> None:
+def test_new_episodes_are_returned_once() -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env)
     assert buffer.sample_new_episodes() is None
@@ -189,7 +189,7 @@ def test_new_episodes_are_handed_out_once() -> None:
 
 
 def test_a_new_goal_changes_where_the_episode_ends() -> None:
-    """With compute_terminated, and by the greatest reward; never with terminate_on_success=False."""
+    """By compute_terminated and by the maximum reward, but never with terminate_on_success=False."""
     env = point_envs(1, terminate=True, monitor=False)
     for option in (None, True, False):
         buffer = make_buffer(env, terminate_on_success=option, reward_range=(-1, 0), goal_selection_strategy="future")
@@ -214,7 +214,7 @@ def test_a_new_goal_changes_where_the_episode_ends() -> None:
             assert (dones == arrived).all()
 
 
-def test_without_a_word_on_termination_what_was_recorded_is_kept_with_a_warning() -> None:
+def test_without_compute_terminated_recorded_terminations_are_kept_with_a_warning() -> None:
     env = counting_envs([[(2, "terminated")]])
     buffer = make_buffer(env, terminate_on_success=None)
     with pytest.warns(UserWarning, match=r"compute_terminated.*terminate_on_success=True"):
@@ -232,7 +232,7 @@ def test_time_limits_can_count_as_terminations() -> None:
     assert ((sample.observations["observation"] % 100 == 1) == (sample.dones == 1)).all()
 
 
-def test_running_episodes_can_be_ended() -> None:
+def test_unfinished_episodes_can_be_truncated() -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env)
     fill(buffer, env, 2)
@@ -244,8 +244,8 @@ def test_running_episodes_can_be_ended() -> None:
     assert (sample.dones == 0).all()
     buffer.truncate_last_trajectory()
     assert buffer.size() == 4
-    fill(buffer, env, 4)  # from a reset on
-    assert buffer.size() == 4 + 1 + 2  # episodes 1 of both environments: lengths 1 and 2, the next ones run
+    fill(buffer, env, 4)  # after a reset
+    assert buffer.size() == 4 + 1 + 2  # episode 1 of both environments: lengths 1 and 2; the next ones are unfinished
 
 
 def test_errors_when_sampling() -> None:
@@ -255,13 +255,13 @@ def test_errors_when_sampling() -> None:
         buffer.sample(4)
     fill(buffer, env, 5)
     with pytest.raises(ValueError, match="VecNormalize"):
-        buffer.sample(4, env=object())  # type: ignore[arg-type]  # whatever it is
+        buffer.sample(4, env=object())  # type: ignore[arg-type]  # any object
     buffer.set_env(None)
     with pytest.raises(ValueError, match=r"set_env\(\)"):
         buffer.sample(5)
 
 
-def test_an_episode_must_fit() -> None:
+def test_an_episode_must_fit_into_the_buffer() -> None:
     env = counting_envs([[(9, "truncated")]])
     fill(make_buffer(env, size=10), env, 20)
     with pytest.raises(ValueError, match="raise buffer_size"):
@@ -269,7 +269,7 @@ def test_an_episode_must_fit() -> None:
 
 
 @pytest.mark.parametrize("reward", [-1.5, 0.5, float("nan"), float("-inf")])
-def test_rewards_out_of_range(reward: float) -> None:
+def test_rewards_out_of_range_are_rejected(reward: float) -> None:
     env = counting_envs([[(9, "truncated")]])
     obs: Any = env.reset()
     buffer = make_buffer(env, reward_range=(-1, 0))
@@ -289,18 +289,18 @@ def test_rewards_out_of_range(reward: float) -> None:
         ({"optimize_memory_usage": True}, "optimize_memory_usage"),
     ],
 )
-def test_the_constructor_rejects(wrong: dict[str, Any], words: str) -> None:
+def test_the_constructor_rejects_invalid_options(wrong: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         make_buffer(counting_envs(SCRIPTS), **wrong)
 
 
-def test_sb3s_names_of_strategies() -> None:
+def test_strategies_of_sb3s_enumeration() -> None:
     buffer = make_buffer(counting_envs(SCRIPTS), goal_selection_strategy=GoalSelectionStrategy.FINAL)
     assert buffer.goal_selection_strategy == "final"
     assert isinstance(buffer, HerReplayBuffer)
 
 
-def test_storage_is_taken_when_needed_and_nothing_of_info_is_kept() -> None:
+def test_memory_is_allocated_lazily_and_infos_are_not_stored() -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env, size=10**12)
     assert buffer._rows == {}
@@ -309,7 +309,7 @@ def test_storage_is_taken_when_needed_and_nothing_of_info_is_kept() -> None:
     assert not any(array.dtype == object for array in small._rows.values())
 
 
-def test_a_buffer_goes_on_after_pickling() -> None:
+def test_a_buffer_continues_after_pickling() -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env, size=60)
     obs = fill(buffer, env, 17)
@@ -326,7 +326,7 @@ def test_a_buffer_goes_on_after_pickling() -> None:
     assert len(pickle.dumps(big)) < 20_000
 
 
-def test_a_buffer_is_read_by_another_process(tmp_path: Path) -> None:
+def test_a_buffer_is_loaded_by_another_process(tmp_path: Path) -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env)
     fill(buffer, env, 17)
@@ -339,7 +339,7 @@ def test_a_buffer_is_read_by_another_process(tmp_path: Path) -> None:
     assert int(done.stdout) == buffer.size()
 
 
-# ---- arithmetic ------------------------------------------------------------------------------------------------------------
+# ---- relabelling -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_buffer_is_read_by_another_process(tmp_path: Path) -> None:
     # After 2 of 5 steps: the states 3 to 5, the state 5, the states 1 to 5.
     [("future", {1, 2, 3}), ("final", {3}), ("episode", {-1, 0, 1, 2, 3})],
 )
-def test_offsets_of_goals_are_uniform(strategy: str, expected: set[int]) -> None:
+def test_goal_offsets_are_uniform(strategy: str, expected: set[int]) -> None:
     n = 30_000
     offsets = goal_offsets(strategy, np.full(n, 2), np.full(n, 3), np.random.default_rng(0))
     counts = Counter(offsets.tolist())
@@ -355,7 +355,7 @@ def test_offsets_of_goals_are_uniform(strategy: str, expected: set[int]) -> None
     assert all(abs(count - n / len(expected)) < 6 * np.sqrt(n / len(expected)) for count in counts.values())
 
 
-def test_segments_by_hand() -> None:
+def test_segment_returns_by_hand() -> None:
     rewards = np.array([[-1, -1, -1], [-1, 0, -1], [-1, -1, 9], [-1, 9, 9]], dtype=np.float32)
     terminated = np.array([[0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=bool)
     returns, steps, terminal = segment_returns(rewards, terminated, np.array([3, 3, 2, 1]), 0.5)
@@ -365,7 +365,7 @@ def test_segments_by_hand() -> None:
     assert terminal.tolist() == [False, True, False, True]
 
 
-def test_segments_against_a_loop() -> None:
+def test_segment_returns_against_a_loop() -> None:
     rng = np.random.default_rng(0)
     rewards, terminated = rng.normal(size=(200, 4)).astype(np.float32), rng.random((200, 4)) < 0.2
     lengths = rng.integers(1, 5, 200)
@@ -380,7 +380,7 @@ def test_segments_against_a_loop() -> None:
         assert (steps[i], terminal[i]) == (k, over)
 
 
-def test_the_environment_of_these_tests_gives_different_rewards() -> None:
+def test_the_environment_of_these_tests_has_distinct_rewards() -> None:
     env = CountingGoalEnv(0, SCRIPTS[0])
     codes = np.arange(11.0)[:, None]
     assert len(set(env.compute_reward(codes, codes * 0, {}))) == 11

@@ -1,4 +1,4 @@
-"""The fast path against the reference: whole updates."""
+"""The fast path against the reference: complete updates."""
 
 import copy
 from collections.abc import Callable
@@ -17,7 +17,7 @@ Options = dict[str, Any]
 
 
 def make(policy_kwargs: Options | None = None, **kwargs: Any) -> HERDDPG:
-    """A model with experience, whose updates start where the networks are not those of the first moment."""
+    """A model with experience and some updates, so that the parameters are not the initial ones."""
     network = {"net_arch": [16, 16], **(policy_kwargs or {})}
     options: Options = {"batch_size": 16, "gradient_steps": 3, "learning_rate": 1e-2, "seed": 0, "device": "cpu", **kwargs}
     return HERDDPG("MultiInputPolicy", point_envs(2), policy_kwargs=network, **options).learn(80)
@@ -35,26 +35,26 @@ def make(policy_kwargs: Options | None = None, **kwargs: Any) -> HERDDPG:
     ],
     ids=str,
 )
-def test_updates_are_those_of_the_reference(options: Options, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_updates_equal_the_reference(options: Options, batch_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(**options)
     batches = [model._sample_batch(batch_size) for _ in range(4)]
     state = copy.deepcopy(model.policy.state_dict())
     optimizers = [copy.deepcopy(part.optimizer.state_dict()) for part in (model.actor, model.critic)]
     results = []
-    for plain in (False, True):
+    for reference in (False, True):
         model.policy.load_state_dict(state)
         for part, optimizer in zip((model.actor, model.critic), optimizers, strict=True):
             part.optimizer.load_state_dict(copy.deepcopy(optimizer))
         rest = iter(batches)
         monkeypatch.setattr(model, "_sample_batch", lambda _, rest=rest: next(rest))
         model.logger.name_to_value.clear()
-        with disabled() if plain else nullcontext():
-            assert (model._fast_path() is None) == plain
+        with disabled() if reference else nullcontext():
+            assert (model._fast_path() is None) == reference
             model.train(len(batches), batch_size)
         results.append((copy.deepcopy(model.policy.state_dict()), dict(model.logger.name_to_value)))
     (ours, our_log), (theirs, their_log) = results
     for name, value in theirs.items():
-        # Adam amplifies rounding where a gradient is next to nothing.
+        # Adam amplifies rounding errors where gradients are nearly zero.
         assert (ours[name] - value).norm() <= 1e-3 * max((value - state[name]).norm(), 1e-3 * value.norm()), name
         assert "optimizer" in name or "normalizer" in name or not th.equal(value, state[name]), name
     for name in ("train/critic_loss", "train/q_value", "train/actor_loss"):
@@ -62,7 +62,7 @@ def test_updates_are_those_of_the_reference(options: Options, batch_size: int, m
 
 
 class OtherActor(Actor):
-    """Of a user."""
+    """A user's subclass."""
 
 
 def other_actor(model: HERDDPG) -> None:
@@ -79,7 +79,7 @@ EXCEPTIONS: dict[str, tuple[Options, Callable[[HERDDPG], object]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(EXCEPTIONS))
-def test_other_models_get_the_reference(name: str) -> None:
+def test_other_models_use_the_reference(name: str) -> None:
     policy_kwargs, change = EXCEPTIONS[name]
     model = make(policy_kwargs)
     change(model)
@@ -89,7 +89,7 @@ def test_other_models_get_the_reference(name: str) -> None:
     assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
 
 
-def test_a_critic_that_is_not_finite_is_an_error() -> None:
+def test_a_non_finite_critic_is_rejected() -> None:
     model = make({"net_arch": [64, 64]})
     with th.no_grad():
         list(model.critic.parameters())[2][3, 4] = float("nan")

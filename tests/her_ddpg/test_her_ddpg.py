@@ -1,4 +1,4 @@
-"""What is special about HERDDPG, and what it says it cannot do; ``tests/conformance`` says what all algorithms do."""
+"""Behaviour and errors specific to HERDDPG; ``tests/conformance`` tests what all algorithms have in common."""
 
 import inspect
 import io
@@ -75,12 +75,12 @@ def test_changed_defaults_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.parametrize("class_", [HERDDPG, HindsightReplayBuffer])
-def test_every_argument_is_described(class_: type) -> None:
+def test_every_argument_is_documented(class_: type) -> None:
     described = re.findall(r":param (\w+):", class_.__doc__ or "")
     assert described == list(inspect.signature(class_.__init__).parameters)[1:]  # type: ignore[misc]  # of the class
 
 
-# ---- what is rejected ------------------------------------------------------------------------------------------------------
+# ---- invalid options and environments --------------------------------------------------------------------------------------
 
 WRONG: list[tuple[dict[str, Any], list[str]]] = [
     *(
@@ -103,7 +103,7 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
     ({"target_update": "often"}, ["target_update", "'cycle'", "'step'"]),
     ({"terminate_on_success": "yes"}, ["terminate_on_success"]),
     ({"terminate_on_success": True, "reward_range": None}, ["terminate_on_success", "reward_range"]),
-    *(({"reward_range": value}, ["reward_range", "(least, greatest)"]) for value in ((0, -1), (0,), -1, (0, "1"), (0, 0))),
+    *(({"reward_range": value}, ["reward_range", "(minimum, maximum)"]) for value in ((0, -1), (0,), -1, (0, "1"), (0, 0))),
     ({"gamma": 1}, ["gamma=1", "reward_range=None"]),
     ({"reward_range": (0, 1)}, ["reward_range", "-1.0"]),
     ({"action_noise": NormalActionNoise(np.zeros(2), np.ones(2)), "action_noise_std": 0.1}, ["action_noise", "None"]),
@@ -117,37 +117,37 @@ WRONG: list[tuple[dict[str, Any], list[str]]] = [
 
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=str)
-def test_wrong_options(wrong: dict[str, Any], words: list[str]) -> None:
+def test_the_constructor_rejects_invalid_options(wrong: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as error:
         make(**wrong)
     assert [word for word in words if word not in str(error.value)] == []
 
 
 @pytest.mark.parametrize(("wrong", "words"), WRONG, ids=str)
-def test_load_rejects_them_too(wrong: dict[str, Any], words: list[str]) -> None:
+def test_load_rejects_invalid_options(wrong: dict[str, Any], words: list[str]) -> None:
     with pytest.raises(ValueError, match=r".") as error:
         HERDDPG.load(saved(make()), env=point_envs(), device="cpu", **wrong)
     assert [word for word in words if word not in str(error.value)] == []
 
 
-def test_the_users_own_dictionary_is_left_alone() -> None:
-    mine = {"net_arch": [8]}
-    make(policy_kwargs=mine)
-    assert mine == {"net_arch": [8]}
+def test_policy_kwargs_are_not_modified() -> None:
+    given = {"net_arch": [8]}
+    make(policy_kwargs=given)
+    assert given == {"net_arch": [8]}
 
 
-def test_options_of_the_policy_that_are_the_algorithms() -> None:
+def test_normalize_inputs_is_rejected_in_policy_kwargs() -> None:
     with pytest.raises(ValueError, match="normalize_inputs"):
         make(policy_kwargs={"normalize_inputs": False})
 
 
-def test_lists_of_a_yml_are_fine() -> None:
+def test_lists_from_yml_files_are_accepted() -> None:
     model = make(train_freq=[3, "episode"], reward_range=[-1, 0])
     assert model.train_freq.frequency == 3  # type: ignore[union-attr]  # converted
     assert model.reward_range == (-1, 0)
 
 
-def test_other_environments() -> None:
+def test_other_environments_and_policies_are_rejected() -> None:
     with pytest.raises(ValueError, match="goal environment"):
         HERDDPG("MlpPolicy", "Pendulum-v1", gamma=0.9)
     with pytest.raises(ValueError, match="MultiInputPolicy"):
@@ -155,7 +155,7 @@ def test_other_environments() -> None:
 
 
 class Variant(PointGoalEnv):
-    """A goal environment with something wrong."""
+    """Base class of faulty goal environments."""
 
 
 class ScalarReward(Variant):
@@ -187,10 +187,10 @@ class Unready(Variant):
 
 
 class NoReward(Variant):
-    compute_reward = property()  # reading it is an AttributeError
+    compute_reward = property()  # reading it raises an AttributeError
 
 
-class FurtherKey(Variant):
+class AdditionalKey(Variant):
     def __init__(self) -> None:
         super().__init__()
         assert isinstance(self.observation_space, spaces.Dict)
@@ -207,10 +207,10 @@ class FurtherKey(Variant):
         (ScalarTermination, ["compute_terminated", "not vectorised"]),
         (Unready, ["compute_reward", "RuntimeError", "the simulator is not ready"]),
         (NoReward, ["compute_reward"]),
-        (FurtherKey, ["camera", "desired_goal"]),
+        (AdditionalKey, ["camera", "desired_goal"]),
     ],
 )
-def test_environments_that_cannot_be_relabelled(env_class: type[PointGoalEnv], words: list[str]) -> None:
+def test_environments_without_relabelling_are_rejected(env_class: type[PointGoalEnv], words: list[str]) -> None:
     def build() -> gym.Env[Any, Any]:
         return gym.wrappers.TimeLimit(env_class(), 10)
 
@@ -222,10 +222,10 @@ def test_environments_that_cannot_be_relabelled(env_class: type[PointGoalEnv], w
         assert isinstance(error.value, AssertionError) or [word for word in words if word not in str(error.value)] == []
 
 
-def test_a_fault_in_another_process_is_named(capfd: pytest.CaptureFixture[str]) -> None:
-    # A process that is forked from a server writes to where the server's output went when it was started.
+def test_an_error_in_a_subprocess_is_reported(capfd: pytest.CaptureFixture[str]) -> None:
+    # Processes of a fork server would inherit the server's output, which capfd does not capture.
     env = SubprocVecEnv([lambda: gym.wrappers.TimeLimit(InfoReward(), 10)], start_method="spawn")
-    with pytest.raises(ValueError, match="compute_reward failed in an environment's own process"):
+    with pytest.raises(ValueError, match="compute_reward failed in the subprocess of an environment"):
         make(env)
     assert "InfoAccessError" in capfd.readouterr().err
 
@@ -241,12 +241,12 @@ def test_a_constant_termination_need_not_be_vectorised() -> None:
 
 
 @pytest.mark.parametrize("kwargs", [{}, {"norm_obs": False}, {"norm_reward": False}])
-def test_normalising_twice(kwargs: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="VecNormalize and HERDDPG exclude one another"):
+def test_vec_normalize_is_rejected(kwargs: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="VecNormalize and HERDDPG are mutually exclusive"):
         make(VecNormalize(point_envs(), **kwargs))
 
 
-def test_a_wrapper_that_does_nothing_is_fine() -> None:
+def test_vec_normalize_without_effect_is_accepted() -> None:
     model = make(VecNormalize(point_envs(), norm_obs=False, norm_reward=False)).learn(20)
     assert model._n_updates > 0
 
@@ -256,7 +256,7 @@ def test_stacked_frames_are_rejected() -> None:
         make(VecFrameStack(point_envs(), 2))
 
 
-def test_gamma_needs_a_time_limit() -> None:
+def test_the_default_gamma_needs_a_time_limit() -> None:
     env = Monitor(PointGoalEnv())
     with pytest.raises(ValueError, match=r"gamma=None.*TimeLimit"):
         make(env)
@@ -272,7 +272,7 @@ def test_gamma_needs_a_time_limit() -> None:
 
 
 class Watch(BaseCallback):
-    """Count steps and cycles, and look at everything once per step."""
+    """Counts the steps of each cycle, and calls a function with the local variables at each step."""
 
     def __init__(self, look: Callable[[dict[str, Any]], None] = lambda _: None, stop_after: int | None = None) -> None:
         super().__init__()
@@ -299,7 +299,7 @@ def test_length_of_a_cycle(n_envs: int, train_freq: Any, cycles: list[int]) -> N
 
 
 def test_episodes_of_different_lengths() -> None:
-    """A cycle of one episode per environment: it lasts until two have finished, whoever they are of."""
+    """A cycle of one episode per environment lasts until two episodes have ended, in any of the environments."""
     watch = Watch()
     env = counting_envs([[(3, "truncated")], [(7, "truncated")]])
     model = make(env, train_freq=(1, "episode"), gamma=0.9).learn(2 * 14, watch)
@@ -318,19 +318,19 @@ def test_training_waits_for_an_episode(train_freq: Any) -> None:
     assert make(train_freq=1).learn(4)._n_updates == 0
 
 
-def test_gradient_steps_as_many_as_steps() -> None:
+def test_as_many_gradient_steps_as_collected_steps() -> None:
     assert make(gradient_steps=-1).learn(40)._n_updates == 40
     assert make(gradient_steps=0).learn(40)._n_updates == 0
 
 
 def actions_taken(model: HERDDPG, n_steps: int) -> tuple[np.ndarray, np.ndarray]:
-    """``[S, N, A]``: scaled actions of the buffer and the policy's own."""
+    """Scaled actions in the buffer, and scaled actions of the policy, ``[S, N, A]`` each."""
     taken, own = [], []
 
     def look(local: dict[str, Any]) -> None:
         taken.append(local["buffer_actions"])
         own.append(model.policy.scale_action(model.predict(model._last_obs, deterministic=True)[0]))  # type: ignore[arg-type]
-        # The environments get the same action, in their own bounds.
+        # The environments get the same actions, scaled to their bounds.
         assert np.allclose(model.policy.scale_action(local["actions"]), local["buffer_actions"], atol=1e-6)
 
     model.learn(n_steps, Watch(look))
@@ -347,24 +347,24 @@ def test_gaussian_noise_is_relative_to_the_range_of_actions() -> None:
         assert noise[inside].std() == pytest.approx(0.1, rel=0.15)
 
 
-def test_random_actions_are_whole_and_uniform() -> None:
+def test_random_actions_are_uniform_in_all_dimensions() -> None:
     model = make(random_eps=0.25, action_noise_std=0.0, gradient_steps=0)
     taken, own = actions_taken(model, 2000)
     different = np.abs(taken - own) > 1e-5
     assert (different.any(axis=2) == different.all(axis=2)).all()
     random = different.all(axis=2)
     assert random.mean() == pytest.approx(0.25, abs=6 * np.sqrt(0.25 * 0.75 / 2000))
-    assert (random[:, 0] != random[:, 1]).any()  # one environment at a time
+    assert (random[:, 0] != random[:, 1]).any()  # independent between environments
     assert taken[random].mean() == pytest.approx(0, abs=6 * 0.58 / np.sqrt(random.sum()))
     assert taken[random].std() == pytest.approx(np.sqrt(1 / 3), rel=0.15)
 
 
-def test_without_exploration_the_policy_acts() -> None:
+def test_without_noise_actions_are_those_of_the_policy() -> None:
     taken, own = actions_taken(make(random_eps=0, action_noise_std=0), 100)
     assert np.allclose(taken, own, atol=1e-6)
 
 
-def test_the_start_is_random() -> None:
+def test_initial_actions_are_random() -> None:
     taken, own = actions_taken(make(random_eps=0, action_noise_std=0, learning_starts=100), 200)
     assert (np.abs(taken - own)[:50] > 1e-5).all()
     assert np.allclose(taken[50:], own[50:], atol=1e-6)
@@ -372,10 +372,10 @@ def test_the_start_is_random() -> None:
 
 @pytest.mark.parametrize("n_envs", [1, 2])
 @pytest.mark.parametrize("noise", [NormalActionNoise, OrnsteinUhlenbeckActionNoise])
-def test_noise_of_sb3(noise: Any, n_envs: int) -> None:
+def test_action_noise_of_sb3(noise: Any, n_envs: int) -> None:
     make(point_envs(n_envs), action_noise=noise(np.zeros(2), np.full(2, 0.1))).learn(60)
-    still = make(point_envs(n_envs), action_noise=NormalActionNoise(np.zeros(2), np.zeros(2)), random_eps=0)
-    taken, own = actions_taken(still, 40)
+    without_noise = make(point_envs(n_envs), action_noise=NormalActionNoise(np.zeros(2), np.zeros(2)), random_eps=0)
+    taken, own = actions_taken(without_noise, 40)
     assert np.allclose(taken, own, atol=1e-6)
 
 
@@ -398,7 +398,7 @@ def test_a_model_loads_and_predicts_without_environment() -> None:
     assert np.array_equal(model.predict(obs)[0], loaded.predict(obs)[0])  # type: ignore[arg-type]
     single = {key: value[0] for key, value in obs.items()}  # type: ignore[union-attr]  # a dictionary
     assert np.allclose(loaded.predict(single)[0], loaded.predict(obs)[0][0], atol=1e-6)  # type: ignore[arg-type]
-    HERDDPG.load(saved(model), device="cpu", buffer_size=1)  # as the zoo does with others
+    HERDDPG.load(saved(model), device="cpu", buffer_size=1)  # as the zoo does for off-policy algorithms
 
 
 def test_a_loaded_model_keeps_its_options() -> None:
@@ -422,13 +422,13 @@ def test_the_statistics_are_part_of_the_policy(tmp_path: Path) -> None:
     assert np.array_equal(action, policy.predict(obs)[0])
     normalizer.observation.shift += 1
     assert not np.array_equal(action, model.predict(obs)[0])  # type: ignore[arg-type]
-    # The achieved goal is nothing to the networks.
+    # The networks do not use the achieved goal.
     elsewhere: Any = dict(obs)  # type: ignore[arg-type]  # a dictionary
     elsewhere["achieved_goal"] = elsewhere["achieved_goal"] + 1
     assert np.array_equal(model.predict(obs)[0], model.predict(elsewhere)[0])  # type: ignore[arg-type]  # a dictionary
 
 
-def test_experience_is_saved_and_read_by_another_process(tmp_path: Path) -> None:
+def test_experience_is_saved_and_loaded_by_another_process(tmp_path: Path) -> None:
     model = make().learn(100)
     model.save(tmp_path / "model")
     model.save_replay_buffer(tmp_path / "buffer")
@@ -449,7 +449,7 @@ print(model._n_updates > before, model.replay_buffer.size())
     assert done.stdout.split() == [str(buffer_of(model).size()), "True", str(buffer_of(model).size() + 40)]
 
 
-def test_experience_that_does_not_fit(tmp_path: Path) -> None:
+def test_an_incompatible_replay_buffer_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "buffer.pkl"
     make().learn(40).save_replay_buffer(path)
     with pytest.raises(ValueError, match="2 environments"):
@@ -463,7 +463,7 @@ def test_experience_that_does_not_fit(tmp_path: Path) -> None:
         make().load_replay_buffer(other)
 
 
-def test_options_of_a_loaded_buffer_are_the_models(tmp_path: Path) -> None:
+def test_a_loaded_buffer_has_the_options_of_the_model(tmp_path: Path) -> None:
     path = tmp_path / "buffer.pkl"
     make().learn(40).save_replay_buffer(path)
     model = make(n_steps=3, replay_buffer_kwargs={"goal_selection_strategy": "final", "n_sampled_goal": 1})
@@ -475,22 +475,22 @@ def test_options_of_a_loaded_buffer_are_the_models(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("truncate", [True, False])
-def test_running_episodes_of_a_loaded_buffer(truncate: bool, tmp_path: Path) -> None:
+def test_unfinished_episodes_of_a_loaded_buffer(truncate: bool, tmp_path: Path) -> None:
     path = tmp_path / "buffer.pkl"
     make(train_freq=7).learn(2 * 7).save_replay_buffer(path)
     model = make()
     model.load_replay_buffer(path, truncate_last_traj=truncate)
     assert buffer_of(model).size() == (14 if truncate else 0)
-    model.learn(40)  # the environments are reset: the old episodes are over in any case
+    model.learn(40)  # resets the environments, which ends the old episodes in any case
     assert buffer_of(model).size() == 14 + 40
 
 
-def test_a_reset_ends_the_running_episodes() -> None:
+def test_a_reset_ends_unfinished_episodes() -> None:
     model = make(train_freq=7)
     model.learn(2 * 7)
     model.learn(2 * 14)
     sample = buffer_of(model).sample(2000)
-    # No transition leads from one episode into another: a step moves by at most 0.6 on the larger bound.
+    # No transition connects two episodes: a single step moves by at most 0.6.
     moved = (sample.next_observations["achieved_goal"] - sample.observations["achieved_goal"]).abs()
     assert moved.max() <= 0.6 + 1e-5
     assert buffer_of(model).size() == 14 + 20
@@ -498,7 +498,7 @@ def test_a_reset_ends_the_running_episodes() -> None:
     assert buffer_of(model).size() == 14 + 40
 
 
-def test_a_callback_that_stops() -> None:
+def test_training_continues_after_a_callback_stopped() -> None:
     model = make()
     model.learn(1000, Watch(stop_after=13))
     assert model.num_timesteps == 26
@@ -512,7 +512,7 @@ def test_a_callback_that_stops() -> None:
 
 
 class Memory(KVWriter):
-    """Keeps what is logged."""
+    """Stores logged values."""
 
     def __init__(self) -> None:
         self.records: list[dict[str, Any]] = []
@@ -554,9 +554,9 @@ def test_successes_are_written_by_the_monitor(tmp_path: Path) -> None:
     assert (tmp_path / "0.monitor.csv").read_text().splitlines()[1] == "r,l,t,is_success"
 
 
-def test_the_buffer_can_be_of_a_subclass() -> None:
+def test_the_buffer_class_can_be_a_subclass() -> None:
     class Own(HindsightReplayBuffer):
-        """Nothing new."""
+        """Without changes."""
 
     model = make(replay_buffer_class=Own).learn(40)
     assert isinstance(model.replay_buffer, Own)
@@ -566,5 +566,5 @@ def test_spaces_of_goals_must_agree() -> None:
     env = PointGoalEnv()
     env.observation_space = goal_space(spaces.Box(-1, 1, (3,)), spaces.Box(-1, 1, (2,)))
     env.observation_space.spaces["desired_goal"] = spaces.Box(-1, 1, (3,))
-    with pytest.raises(ValueError, match="one shape"):
+    with pytest.raises(ValueError, match="same shape"):
         make(env, gamma=0.9)

@@ -1,4 +1,4 @@
-"""Tasks whose solution is known."""
+"""HERDDPG solves tasks with a known solution."""
 
 from typing import Any
 
@@ -13,7 +13,7 @@ from sb3_pg import HERDDPG
 
 
 def success_rate(model: HERDDPG, env: VecEnv, n_episodes: int = 100) -> float:
-    """Share of episodes of the deterministic policy that end in success."""
+    """Success rate of the deterministic policy."""
     obs = env.reset()
     results: list[bool] = []
     while len(results) < n_episodes:
@@ -30,13 +30,13 @@ def make(env: VecEnv, **kwargs: Any) -> HERDDPG:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("terminate", [False, True])
-def test_a_point_is_moved_to_its_goal(terminate: bool) -> None:
+def test_a_point_reaches_its_goal(terminate: bool) -> None:
     model = make(point_envs(4, terminate=terminate), seed=1).learn(6000)
     assert success_rate(model, point_envs(4, terminate=terminate)) >= 0.7  # 0.1 without training
 
 
 @pytest.mark.slow
-def test_bits_are_flipped_from_goals_in_hindsight() -> None:
+def test_bit_flipping() -> None:
     def env() -> DummyVecEnv:
         return DummyVecEnv([lambda: Monitor(BitFlippingEnv(n_bits=6, continuous=True))] * 4)
 

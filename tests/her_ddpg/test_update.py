@@ -1,4 +1,4 @@
-"""The normaliser against numpy, and updates against a second implementation written from the formulas."""
+"""The normaliser against numpy, and updates against a second implementation of the formulas."""
 
 import copy
 from typing import Any
@@ -25,7 +25,7 @@ def make(n_envs: int = 2, env_kwargs: dict[str, Any] | None = None, **kwargs: An
 
 
 @pytest.mark.parametrize("shape", [(3,), (2, 2)])
-def test_statistics_are_those_of_all_data_at_once(shape: tuple[int, ...]) -> None:
+def test_statistics_equal_those_of_all_data_at_once(shape: tuple[int, ...]) -> None:
     rng = np.random.default_rng(0)
     data = (rng.normal(size=(500, *shape)) * 10 + 1000 * (rng.random((500, *shape)) < 0.01) - 50).astype(np.float32)
     normalizer = RunningNormalizer(shape)
@@ -42,7 +42,7 @@ def test_statistics_are_those_of_all_data_at_once(shape: tuple[int, ...]) -> Non
 def test_the_normaliser_by_hand() -> None:
     normalizer = RunningNormalizer((1,), input_clip=10, clip=2, min_std=0.5)
     column = th.tensor([[-1.0], [4.0], [50.0]])
-    assert normalizer(column).flatten().tolist() == [-1, 2, 2]  # no data yet: clipped alone
+    assert normalizer(column).flatten().tolist() == [-1, 2, 2]  # no data yet: only clipped
     normalizer.update(th.tensor([[1.0], [5.0]]))  # mean 3, standard deviation 2
     assert normalizer(column).flatten().tolist() == [-2, 0.5, 2]  # (10 - 3) / 2 is more than 2
     constant = RunningNormalizer((1,))
@@ -51,7 +51,7 @@ def test_the_normaliser_by_hand() -> None:
     assert constant(th.tensor([[3.02]])).item() == pytest.approx(2, abs=1e-3)
 
 
-def test_precision_does_not_suffer_from_many_updates() -> None:
+def test_statistics_are_precise_after_many_updates() -> None:
     normalizer = RunningNormalizer((1,))
     generator = th.Generator().manual_seed(0)
     data = 100 + 0.1 * th.randn(2000, 50, 1, generator=generator)
@@ -61,7 +61,7 @@ def test_precision_does_not_suffer_from_many_updates() -> None:
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_does_not_enter(bad: float) -> None:
+def test_non_finite_data_are_rejected(bad: float) -> None:
     normalizer = RunningNormalizer((2,))
     with pytest.raises(ValueError, match="not finite"):
         normalizer.update(th.tensor([[0.0, bad]]))
@@ -69,12 +69,12 @@ def test_what_is_not_finite_does_not_enter(bad: float) -> None:
 
 
 @pytest.mark.parametrize("name", ["input_clip", "clip", "min_std"])
-def test_constants_must_be_positive(name: str) -> None:
+def test_bounds_must_be_positive(name: str) -> None:
     with pytest.raises(ValueError, match=name):
         RunningNormalizer((1,), **{name: 0.0})
 
 
-def test_one_statistic_for_goals_and_none_for_images() -> None:
+def test_goals_share_statistics_and_images_have_none() -> None:
     image = spaces.Box(0, 255, (3, 40, 40), np.uint8)
     normalizer = GoalNormalizer(goal_space(image, spaces.Box(-1, 1, (2,))))
     assert isinstance(normalizer.observation, th.nn.Identity)
@@ -84,7 +84,7 @@ def test_one_statistic_for_goals_and_none_for_images() -> None:
     assert disabled({"observation": th.ones(1, 2) * 900, "desired_goal": th.ones(1, 2)})["observation"].max() == 900
 
 
-def test_statistics_are_those_of_what_was_collected() -> None:
+def test_statistics_are_those_of_the_collected_data() -> None:
     model = make(n_envs=2, replay_buffer_kwargs={"n_sampled_goal": 0})
     model.learn(100)
     buffer = model.replay_buffer
@@ -98,12 +98,12 @@ def test_statistics_are_those_of_what_was_collected() -> None:
         assert np.allclose(module.mean, buffer._rows[key][rows].mean(axis=0), atol=1e-6)
 
 
-def test_goals_in_hindsight_enter_the_statistics() -> None:
+def test_relabelled_goals_enter_the_statistics() -> None:
     model = make(n_envs=1, replay_buffer_kwargs={"goal_selection_strategy": "final", "n_sampled_goal": 10**9})
     model.learn(20)
     buffer = model.replay_buffer
     assert buffer is not None
-    # int(her_ratio * 20) = 19 of 20: two episodes of ten steps, whose goal is where they ended.
+    # int(her_ratio * 20) = 19 of 20 steps of two episodes, whose relabelled goals are the final achieved ones.
     ends = buffer._rows["achieved_goal"][[10, 21]]
     goal = model.policy.normalizer.goal
     assert isinstance(goal, RunningNormalizer)
@@ -166,9 +166,9 @@ OPTIONS: list[dict[str, Any]] = [
 
 class Reference:
     """
-    DDPG on recorded batches, with plain functions and Adam written out.
+    DDPG on recorded batches in plain functions, including Adam.
 
-    :param model: starts from its networks
+    :param model: model with the initial networks
     """
 
     def __init__(self, model: HERDDPG) -> None:
@@ -222,7 +222,7 @@ class Reference:
         loss = -self.q("critic", x, pi)[0].mean() + model.action_l2 * (pi**2).mean()
         self.adam("actor", th.autograd.grad(loss, leaves), lr)
         if model.target_update == "step":
-            self.follow()
+            self.update_targets()
 
     def adam(self, name: str, gradients: Any, lr: float) -> None:
         for i, g in enumerate(gradients):
@@ -232,14 +232,14 @@ class Reference:
             change = (m / (1 - 0.9**self.t)) / ((v / (1 - 0.999**self.t)).sqrt() + 1e-8)
             self.networks[name][i] = self.networks[name][i] - lr * change
 
-    def follow(self) -> None:
+    def update_targets(self) -> None:
         for name in ("actor", "critic"):
             pairs = zip(self.networks[name], self.networks[f"{name}_target"], strict=True)
             self.networks[f"{name}_target"] = [(1 - self.model.tau) * old + self.model.tau * new for new, old in pairs]
 
 
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
-def test_cycles_are_what_the_formulas_say(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cycles_equal_the_formulas(options: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(env_kwargs={"terminate": "terminate_on_success" in options}, **options)
     model.learn(80)
     buffer = model.replay_buffer
@@ -262,16 +262,16 @@ def test_cycles_are_what_the_formulas_say(options: dict[str, Any], monkeypatch: 
         for sample in samples[-3:]:
             reference.step(sample, lr=model.lr_schedule(0.5))
         if model.target_update == "cycle":
-            reference.follow()
+            reference.update_targets()
         assert len(samples) == 3 * (cycle + 1)
     for name, expected in reference.networks.items():
         for value, wanted, old in zip(getattr(model.policy, name).parameters(), expected, before[name], strict=True):
-            # Adam amplifies rounding where a gradient is next to nothing: relative to how far the parameters moved.
+            # Relative to the change of the parameters: Adam amplifies rounding errors where gradients are nearly zero.
             assert (value.double() - wanted).norm() <= 2e-3 * (wanted - old).norm() + 1e-7
             assert "target" in name or (wanted - old).norm() > 0
 
 
-def test_the_critic_takes_no_gradient_in_the_actors_step() -> None:
+def test_the_critic_gets_no_gradient_in_the_actor_step() -> None:
     model = make()
     model.learn(40)
     model.critic.optimizer.zero_grad()
@@ -282,7 +282,7 @@ def test_the_critic_takes_no_gradient_in_the_actors_step() -> None:
 
 
 class LearnedExtractor(BaseFeaturesExtractor):
-    """One layer with batch normalisation, for observation and goal alone."""
+    """One layer with batch normalisation, for observation and desired goal."""
 
     def __init__(self, observation_space: spaces.Dict) -> None:
         super().__init__(observation_space, 4)
@@ -297,19 +297,19 @@ class LearnedExtractor(BaseFeaturesExtractor):
 
 
 @pytest.mark.parametrize("share", [False, True])
-def test_extractors_that_learn(share: bool) -> None:
+def test_trainable_extractors(share: bool) -> None:
     kwargs = {"net_arch": [8], "features_extractor_class": LearnedExtractor, "share_features_extractor": share}
     model = make(policy_kwargs=kwargs, tau=1.0)
     before = {name: value.clone() for name, value in model.policy.named_parameters()}
     model.learn(100)
     assert all((value != before[name]).any() for name, value in model.policy.named_parameters())
     for network, target in ((model.actor, model.actor_target), (model.critic, model.critic_target)):
-        # With tau=1 the target is the network, its batch statistics too.
+        # With tau=1 the target equals the network, including batch statistics.
         other = target.state_dict()
         assert all((value == other[name]).all() for name, value in network.state_dict().items() if "num_batches" not in name)
 
 
-def test_a_shared_extractor_moves_once_per_target_update() -> None:
+def test_a_shared_extractor_is_averaged_once_per_target_update() -> None:
     kwargs = {"net_arch": [8], "features_extractor_class": LearnedExtractor, "share_features_extractor": True}
     model = make(policy_kwargs=kwargs, tau=0.25)
     with th.no_grad():
@@ -322,7 +322,7 @@ def test_a_shared_extractor_moves_once_per_target_update() -> None:
     assert all((p == 0.25).all() for _, target in model._target_networks() for p in target.parameters())
 
 
-def test_losses_that_are_not_finite_are_errors() -> None:
+def test_non_finite_losses_are_rejected() -> None:
     model = make()
     model.learn(40)
     with th.no_grad():

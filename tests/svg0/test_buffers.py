@@ -1,4 +1,4 @@
-"""The sequence buffers: segments stay within episodes, weigh every stored step the same, and survive a full ring."""
+"""Sequence buffers: segments stay within episodes, also in a full ring, and weight all stored steps equally."""
 
 import io
 import itertools
@@ -36,11 +36,11 @@ def make(size: int, dictionary: bool = False, n_envs: int = 2, **kwargs: Any) ->
 
 class Filler:
     """
-    Adds steps of scripted episodes. The observation of environment i is 1000 i + a counter that goes up by one with each
-    step, and by ten between episodes, so that each tells where it comes from; the reward is minus the observation, the sample
-    and its log-density are multiples of it.
+    Adds steps of scripted episodes. The observation of environment i is 1000 i + a counter that increases by one with each
+    step, and by ten between episodes, so that it identifies the step; the reward is minus the observation, the sample and its
+    log-density are multiples of it.
 
-    :param buffer: where to
+    :param buffer: buffer to fill
     """
 
     def __init__(self, buffer: Buffer) -> None:
@@ -83,7 +83,7 @@ def numbers(observations: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def every_segment(buffer: Buffer, length: int, monkeypatch: pytest.MonkeyPatch) -> SequenceSamples:
-    """All that can be drawn, each once: every anchor, environment and offset."""
+    """All possible draws, once each: every combination of anchor, environment and offset."""
     size = buffer.size()
     grid = np.stack(np.meshgrid(range(size), range(2), range(length), indexing="ij")).reshape(3, -1)
     rows = iter(grid)
@@ -101,7 +101,7 @@ def _checked(row: np.ndarray, high: int, n: int) -> np.ndarray:
 @pytest.mark.parametrize("dictionary", [False, True])
 @pytest.mark.parametrize("n_steps", [1, 5, 12, 13, 19, 24, 40])
 @pytest.mark.parametrize("length", [1, 2, 4, 7, 20])
-def test_segments_are_pieces_of_episodes(dictionary: bool, n_steps: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_segments_lie_within_episodes(dictionary: bool, n_steps: int, length: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The ring holds 12 steps of each environment; it is partly filled, just full, and overwritten several times."""
     buffer = make(12, dictionary)
     filler = filled(buffer, n_steps)
@@ -121,10 +121,10 @@ def test_segments_are_pieces_of_episodes(dictionary: bool, n_steps: int, length:
         ends = [filler.ends.get(number) for number in own]
         assert set(ends[:-1]) <= {None}
         assert batch.terminated[rows, column].tolist() == [end == "terminated" for end in ends]
-        # The recursion of returns stops where the segment does.
+        # The recursion of returns stops at the end of the segment.
         assert not batch.truncated[rows[:-1], column].any()
         assert batch.terminated[rows[-1], column] or batch.truncated[rows[-1], column]
-        # Nothing that would have fitted was left out.
+        # The segment is as long as possible.
         assert rows[-1] == length - 1 or ends[-1] is not None or own[-1] in latest
         assert np.allclose(weights[rows, column], 1 / (len(rows) * shape[1]))
     assert np.all(batch.rewards[used] == -obs[used])
@@ -149,7 +149,7 @@ def test_every_stored_step_has_the_same_weight(n_steps: int, length: int, monkey
 
 
 def test_the_oldest_steps_are_not_joined_to_the_latest(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One endless episode: without the writing head there would be nothing to stop a segment."""
+    """In one endless episode, only the write position can end a segment."""
     monkeypatch.setitem(globals(), "SCRIPTS", [[(10**6, "terminated")]] * 2)
     buffer = make(6)
     filled(buffer, 10)
@@ -161,7 +161,7 @@ def test_the_oldest_steps_are_not_joined_to_the_latest(monkeypatch: pytest.Monke
     assert set(obs[used]) == {*range(4, 10), *range(1004, 1010)}
 
 
-def test_random_segments_have_the_shape_asked_for() -> None:
+def test_random_segments_have_the_requested_shape() -> None:
     buffer = make(12)
     filled(buffer, 9)
     np.random.seed(0)  # noqa: NPY002 # the generator that SB3 seeds
@@ -189,9 +189,9 @@ def test_the_whole_buffer_is_one_segment_per_environment() -> None:
     assert np.array_equal(batch.truncated, (ends == "truncated") | (last & (ends == "")))
 
 
-def test_a_cut_ends_what_runs_and_changes_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cut_only_truncates_unfinished_episodes(monkeypatch: pytest.MonkeyPatch) -> None:
     buffer = make(12)
-    buffer.cut()  # nothing is stored
+    buffer.cut()  # of an empty buffer
     assert buffer.dones.max() == 0
     filled(buffer, 4)  # an episode of each environment has just ended
     before = buffer.dones.copy(), buffer.timeouts.copy()
@@ -211,7 +211,7 @@ def test_a_cut_ends_what_runs_and_changes_nothing_else(monkeypatch: pytest.Monke
     assert np.all(np.diff(obs, axis=0)[used[1:] & used[:-1]] == 1)
 
 
-def test_log_probs_are_unknown_until_they_are_told() -> None:
+def test_log_probs_are_nan_until_they_are_set() -> None:
     buffer = make(3)
     filler = filled(buffer, 5)
     assert not np.isnan(buffer.log_probs).any()
@@ -222,7 +222,7 @@ def test_log_probs_are_unknown_until_they_are_told() -> None:
     assert buffer.log_probs[2].tolist() == [1.0, 2.0]
 
 
-def test_time_limits_can_be_part_of_the_task() -> None:
+def test_time_limits_can_count_as_terminations() -> None:
     buffer = make(12, handle_timeout_termination=False)
     filled(buffer, 12)
     batch = buffer.whole()
@@ -231,13 +231,13 @@ def test_time_limits_can_be_part_of_the_task() -> None:
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_the_memory_efficient_variant_is_rejected(dictionary: bool) -> None:
+def test_optimize_memory_usage_is_rejected(dictionary: bool) -> None:
     with pytest.raises(ValueError, match=r"optimize_memory_usage=True .*final observations"):
         make(12, dictionary, optimize_memory_usage=True)
 
 
 @pytest.mark.parametrize("dictionary", [False, True])
-def test_pickled_buffers_draw_the_same(dictionary: bool) -> None:
+def test_pickled_buffers_draw_the_same_segments(dictionary: bool) -> None:
     buffer = make(12, dictionary)
     filled(buffer, 19)
     copy = pickle.load(io.BytesIO(pickle.dumps(buffer)))
@@ -250,14 +250,14 @@ def test_pickled_buffers_draw_the_same(dictionary: bool) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.int8, np.float64, np.float16])
-def test_samples_are_real_numbers_whatever_the_action_space(dtype: Any) -> None:
+def test_samples_are_real_numbers_for_any_action_space(dtype: Any) -> None:
     buffer = SequenceReplayBuffer(4, BOX, spaces.Box(-3, 3, (1,), dtype), "cpu")
     buffer.add(np.zeros(1), np.ones(1), np.array([[0.123456]]), np.zeros(1), np.zeros(1), [{}])
     assert buffer.whole().samples.item() == pytest.approx(0.123456, abs=1e-7)
 
 
-class Still(gym.Env[np.ndarray, np.ndarray]):
-    """Does nothing; its spaces are what counts."""
+class SpacesOnly(gym.Env[np.ndarray, np.ndarray]):
+    """Only provides spaces."""
 
     observation_space = BOX
     action_space = ACTIONS
@@ -265,7 +265,7 @@ class Still(gym.Env[np.ndarray, np.ndarray]):
 
 @pytest.mark.parametrize("whole", [False, True])
 def test_observations_and_rewards_are_normalised(whole: bool) -> None:
-    normalise = VecNormalize(DummyVecEnv([Still] * 2))
+    normalise = VecNormalize(DummyVecEnv([SpacesOnly] * 2))
     vars(normalise.obs_rms).update(mean=np.array([500.0]), var=np.array([40000.0]))
     normalise.ret_rms.var = np.array(250000.0)
     buffer = make(12)
@@ -279,15 +279,15 @@ def test_observations_and_rewards_are_normalised(whole: bool) -> None:
     assert np.allclose(next_obs, (raw + 1 - 500) / 200, atol=1e-4)
 
 
-def test_sb3s_own_sampling_still_works() -> None:
+def test_sampling_single_steps_as_in_sb3() -> None:
     buffer = make(12)
     filled(buffer, 9)
     batch = buffer.sample(7)
     assert np.array_equal(batch.rewards, -numbers(batch.observations, (7, 1)))
 
 
-def test_a_step_takes_the_memory_that_the_documentation_says() -> None:
-    """Two observations, four bytes for each action dimension, and 16 bytes."""
+def test_memory_per_step_is_as_documented() -> None:
+    """Two observations, four bytes per action dimension, and 16 bytes."""
     space = spaces.Box(-1, 1, (17,), np.float64)
     buffer = SequenceReplayBuffer(1000, space, spaces.Box(-1, 1, (6,)), "cpu")
 

@@ -1,4 +1,4 @@
-"""The fast path against the reference: whole updates, and acting in numpy."""
+"""The fast path against the reference: complete updates, and sampling of actions in numpy."""
 
 import copy
 import itertools
@@ -24,7 +24,7 @@ Options = dict[str, Any]
 
 
 def make(env_kwargs: Options | None = None, policy: Any = "MlpPolicy", **kwargs: Any) -> SVG0:
-    """A model with experience and no update yet, whose networks are not those of the first moment."""
+    """A model with experience but without updates, whose initial parameters are perturbed."""
     mode = {"train_freq": 30} if kwargs.get("on_policy") else {"learning_starts": 30}
     env = DummyVecEnv([lambda: Monitor(MatchEnv(action="box", **(env_kwargs or {})))] * 2)
     network = {"net_arch": [16, 16], **kwargs.pop("policy_kwargs", {})}
@@ -36,16 +36,16 @@ def make(env_kwargs: Options | None = None, policy: Any = "MlpPolicy", **kwargs:
     return model
 
 
-def trained(model: SVG0, plain: bool, batch_size: int) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
-    """Parameters, and what was logged, after updates by the reference or the fast path. The model itself stays as it was."""
+def trained(model: SVG0, reference: bool, batch_size: int) -> tuple[dict[str, th.Tensor], dict[str, Any]]:
+    """Parameters and logged values after updates by the reference or the fast path. The model itself is restored."""
     state, logged = copy.deepcopy(model.policy.state_dict()), model.logger.name_to_value
     optimizers = [copy.deepcopy(part.optimizer.state_dict()) for part in (model.actor, model.critic)]
     model._setup_entropy()
     logged.clear()
     np.random.seed(3)  # noqa: NPY002 # the generator that SB3 seeds
     th.manual_seed(3)
-    with disabled() if plain else nullcontext():
-        assert (model._fast_path() is None) == plain
+    with disabled() if reference else nullcontext():
+        assert (model._fast_path() is None) == reference
         model.train(4, batch_size)
     result = copy.deepcopy(model.policy.state_dict()), dict(logged)
     model.policy.load_state_dict(state)
@@ -54,11 +54,11 @@ def trained(model: SVG0, plain: bool, batch_size: int) -> tuple[dict[str, th.Ten
     return result
 
 
-def check_both_ways(model: SVG0, batch_size: int = 32) -> None:
+def check_updates(model: SVG0, batch_size: int = 32) -> None:
     before = copy.deepcopy(model.policy.state_dict())
-    (ours, our_log), (theirs, their_log) = (trained(model, plain, batch_size) for plain in (False, True))
+    (ours, our_log), (theirs, their_log) = (trained(model, reference, batch_size) for reference in (False, True))
     for name, value in theirs.items():
-        # Adam amplifies rounding where a gradient is next to nothing.
+        # Adam amplifies rounding errors where gradients are nearly zero.
         assert (ours[name] - value).norm() <= 1e-3 * max((value - before[name]).norm(), 1e-3 * value.norm()), name
     moved = [name for name in theirs if not th.equal(theirs[name], before[name])]
     assert any("actor" in name for name in moved)
@@ -73,9 +73,9 @@ def check_both_ways(model: SVG0, batch_size: int = 32) -> None:
 @pytest.mark.parametrize("depends", [True, False])
 @pytest.mark.parametrize("squash", [True, False])
 @pytest.mark.parametrize("ent_coef", [0.0, 0.2, "auto"])
-def test_updates_are_those_of_the_reference(covariance: str, depends: bool, squash: bool, ent_coef: Any) -> None:
+def test_updates_equal_the_reference(covariance: str, depends: bool, squash: bool, ent_coef: Any) -> None:
     for n_samples, n_critics, on_policy in itertools.product((1, 3), (1, 2), (False, True)):
-        check_both_ways(
+        check_updates(
             make(
                 covariance=covariance,
                 state_dependent_covariance=depends,
@@ -91,31 +91,31 @@ def test_updates_are_those_of_the_reference(covariance: str, depends: bool, squa
 @pytest.mark.parametrize("options", [{"td_lambda": 0.0}, {"td_lambda": 0.5, "off_policy_correction": "none"}], ids=str)
 @pytest.mark.parametrize("observation", ["box", "discrete", "multi_discrete", "multi_binary"])
 @pytest.mark.parametrize("on_policy", [False, True])
-def test_updates_are_those_of_the_reference_for_all_vectors(options: Options, observation: str, on_policy: bool) -> None:
-    check_both_ways(make({"observation": observation}, on_policy=on_policy, **options))
+def test_updates_equal_the_reference_for_vector_observations(options: Options, observation: str, on_policy: bool) -> None:
+    check_updates(make({"observation": observation}, on_policy=on_policy, **options))
 
 
 @pytest.mark.parametrize("name", ["tanh", "one_layer", "clamped", "sgd", "no_bound", "wide"])
-def test_updates_are_those_of_the_reference_for_all_networks(name: str) -> None:
+def test_updates_equal_the_reference_for_all_networks(name: str) -> None:
     variants: dict[str, Options] = {
         "tanh": {"activation_fn": th.nn.Tanh},
         "one_layer": {"net_arch": [16]},
-        # Above the largest logarithm: no gradient reaches it.
+        # Above LOG_STD_MAX: the gradient is zero.
         "clamped": {"log_std_init": 2.05},
         "sgd": {"optimizer_class": th.optim.SGD},
         "no_bound": {"min_std": 0.0},
-        # With products of oneDNN.
+        # Larger matrix products.
         "wide": {"net_arch": [64, 96]},
     }
-    check_both_ways(make(policy_kwargs=variants[name], td_lambda=0.0), batch_size=1024 if name == "wide" else 32)
+    check_updates(make(policy_kwargs=variants[name], td_lambda=0.0), batch_size=1024 if name == "wide" else 32)
 
 
 class OtherActor(GaussianActor):
-    """Of a user."""
+    """A user's subclass."""
 
 
 class OtherExtractor(FlattenExtractor):
-    """Of a user."""
+    """A user's subclass."""
 
 
 def frozen(model: SVG0) -> None:
@@ -141,7 +141,7 @@ EXCEPTIONS: dict[str, tuple[Options, Callable[[SVG0], object]]] = {
 
 
 @pytest.mark.parametrize("name", sorted(EXCEPTIONS))
-def test_other_models_get_the_reference(name: str) -> None:
+def test_other_models_use_the_reference(name: str) -> None:
     options, change = EXCEPTIONS[name]
     model = make(**options)
     change(model)
@@ -151,7 +151,7 @@ def test_other_models_get_the_reference(name: str) -> None:
     assert any(not th.equal(value, before[key]) for key, value in model.actor.state_dict().items())
 
 
-def test_a_hook_counts_from_the_next_update_on() -> None:
+def test_a_hook_takes_effect_from_the_next_update() -> None:
     model = make()
     seen: list[int] = []
     model.train(1, 16)
@@ -165,7 +165,7 @@ def test_a_hook_counts_from_the_next_update_on() -> None:
     assert model._fast_path() is not None
 
 
-def test_a_model_that_was_copied_or_loaded_updates_its_own_networks(tmp_path: Any) -> None:
+def test_a_loaded_model_updates_its_own_networks(tmp_path: Any) -> None:
     model = make()
     model.train(1, 16)
     model.save(tmp_path / "model")
@@ -181,7 +181,7 @@ def test_a_model_that_was_copied_or_loaded_updates_its_own_networks(tmp_path: An
 
 @pytest.mark.parametrize("covariance", ["isotropic", "diagonal"])
 @pytest.mark.parametrize("depends", [True, False])
-def test_numpy_draws_what_the_modules_draw(covariance: str, depends: bool) -> None:
+def test_samples_in_numpy_equal_those_of_the_modules(covariance: str, depends: bool) -> None:
     model = make(covariance=covariance, state_dependent_covariance=depends, policy_kwargs={"log_std_init": 1.99})
     obs = np.stack([model.observation_space.sample() for _ in range(50)])
     model._last_obs = obs
@@ -197,7 +197,7 @@ def test_numpy_draws_what_the_modules_draw(covariance: str, depends: bool) -> No
     assert samples.dtype == log_probs.dtype == np.float32
 
 
-def test_numpy_follows_updates_in_place() -> None:
+def test_samples_in_numpy_use_the_updated_parameters() -> None:
     model = make()
     fast = model._fast_path()
     model.train(3, 16)
@@ -211,7 +211,7 @@ def test_numpy_follows_updates_in_place() -> None:
         assert np.allclose(samples, model.actor.distribution(th.as_tensor(obs)).rsample(1)[0], atol=1e-5)
 
 
-def test_the_bound_of_the_noise_may_change_during_training() -> None:
+def test_min_std_may_change_during_training() -> None:
     model = make(policy_kwargs={"log_std_init": -20.0})
     model._last_obs = np.stack([model.observation_space.sample() for _ in range(500)])
     for min_std in (0.1, 2.0):
@@ -222,22 +222,22 @@ def test_the_bound_of_the_noise_may_change_during_training() -> None:
 
 
 class Replacing(BaseCallback):
-    """Gives the actor another bias, in other memory, before each rollout, and its own back after it."""
+    """Replaces the data of the actor's bias before each rollout, and restores them afterwards."""
 
     def _on_rollout_start(self) -> None:
         assert isinstance(self.model, SVG0)
-        self.own = self.model.actor.mu.bias.data
-        self.model.actor.mu.bias.data = th.full_like(self.own, 50.0)
+        self.original = self.model.actor.mu.bias.data
+        self.model.actor.mu.bias.data = th.full_like(self.original, 50.0)
 
     def _on_step(self) -> bool:
         return True
 
     def _on_rollout_end(self) -> None:
         assert isinstance(self.model, SVG0)
-        self.model.actor.mu.bias.data = self.own
+        self.model.actor.mu.bias.data = self.original
 
 
-def test_what_a_callback_changes_between_update_and_action_counts() -> None:
+def test_changes_by_a_callback_before_a_rollout_take_effect() -> None:
     model = make(gradient_steps=1, squash_output=False)
     model.learn(40, callback=Replacing(), reset_num_timesteps=False)
     assert model.replay_buffer is not None
@@ -245,7 +245,7 @@ def test_what_a_callback_changes_between_update_and_action_counts() -> None:
     assert latest.min() > 30
 
 
-def test_a_critic_that_is_not_finite_is_an_error() -> None:
+def test_a_non_finite_critic_is_rejected() -> None:
     model = make(policy_kwargs={"net_arch": [64, 64]}, td_lambda=0.0)
     with th.no_grad():
         list(model.critic.parameters())[2][3, 4] = float("nan")
@@ -253,22 +253,22 @@ def test_a_critic_that_is_not_finite_is_an_error() -> None:
         model.train(1, 32)
 
 
-def test_standard_deviations_stay_float32_whatever_their_bound_is() -> None:
+def test_standard_deviations_stay_float32_with_any_min_std() -> None:
     model = make()
-    model.actor.min_std = np.float64(0.1)  # as somebody's schedule may say
+    model.actor.min_std = np.float64(0.1)  # as a user's schedule may return
     model._last_obs = np.stack([model.observation_space.sample() for _ in range(5)])
     assert model._policy_samples()[0].dtype == np.float32
 
 
 class OtherMLP(th.nn.Sequential):
-    """Of a user."""
+    """A user's subclass."""
 
     def forward(self, x: th.Tensor) -> th.Tensor:
         return super().forward(x) + 70  # type: ignore[no-any-return,no-untyped-call]  # torch
 
 
 class OtherPolicy(MlpPolicy):
-    """Of a user."""
+    """A user's subclass."""
 
     def obs_to_tensor(self, observation: Any) -> Any:
         return super().obs_to_tensor(observation + 70)
@@ -278,34 +278,34 @@ def other_network(model: SVG0) -> None:
     model.actor.latent_pi = OtherMLP(*model.actor.latent_pi)
 
 
-def other_spread(model: SVG0) -> None:
-    model.actor.log_std = th.nn.Sequential(model.actor.log_std, th.nn.Tanh())  # type: ignore[assignment]  # as people do
+def other_log_std(model: SVG0) -> None:
+    model.actor.log_std = th.nn.Sequential(model.actor.log_std, th.nn.Tanh())  # type: ignore[assignment]  # of another type
 
 
-@pytest.mark.parametrize("change", [other_network, other_spread])
-def test_other_parts_of_the_actor_act_by_themselves(change: Callable[[SVG0], object]) -> None:
+@pytest.mark.parametrize("change", [other_network, other_log_std])
+def test_replaced_parts_of_the_actor_are_used(change: Callable[[SVG0], object]) -> None:
     model = make()
     change(model)
     assert model._fast_path() is None
     model._last_obs = np.stack([model.observation_space.sample() for _ in range(300)])
     with th.no_grad():
         mean = model.actor.distribution(th.as_tensor(model._last_obs)).mean
-    # Noise of 300 draws with standard deviations of at most e^2.
+    # The mean of 300 draws with standard deviations of at most e^2.
     assert np.abs((model._policy_samples()[0] - mean.numpy()).mean(axis=0)).max() < 3
 
 
-def test_a_policy_that_sees_other_observations_acts_by_itself() -> None:
+def test_a_policy_that_overrides_obs_to_tensor_is_used() -> None:
     model = make(policy=OtherPolicy)
     fast = model._fast_path()
     assert fast is not None
     assert fast.sample(np.zeros((2, 3), dtype=np.float32)) is None
 
 
-def test_images_and_dictionaries_act_through_the_policy() -> None:
+def test_dictionary_observations_use_the_reference() -> None:
     assert make({"observation": "dict"}, policy="MultiInputPolicy")._fast_path() is None
 
 
-def test_an_actor_that_is_not_finite_is_an_error() -> None:
+def test_a_non_finite_actor_is_rejected() -> None:
     model = make()
     with th.no_grad():
         model.actor.mu.bias.fill_(float("nan"))

@@ -1,7 +1,7 @@
 """
-SVG(0) learns what it must learn where the answer is known, within seconds and with any seed.
+SVG(0) solves tasks with a known solution, within seconds and with any seed.
 
-SEEDS=25 in the environment runs 25 seeds of each.
+The environment variable SEEDS=25 runs each test with 25 seeds.
 """
 
 import os
@@ -29,7 +29,7 @@ ON_POLICY: Options = {"on_policy": True, "train_freq": 8, "gradient_steps": 16}
 
 
 class Target(QuadraticEnv):
-    """The best action is half the observation; a step aside costs its square. Actions within [-1, 1]."""
+    """The optimal action is half the observation; the cost is the squared deviation. Actions are within [-1, 1]."""
 
     def __init__(self) -> None:
         super().__init__(dim=1)
@@ -49,12 +49,12 @@ def make(env: Any, seed: int, **kwargs: Any) -> SVG0:
         {**REPLAY, "squash_output": False},
         {**REPLAY, "gradient_estimator": "likelihood_ratio", "n_action_samples": 8},
         {**REPLAY, "n_critics": 2, "ent_coef": 0.01, "td_lambda": 0.0},
-        # tanh would saturate within a rollout or two, before the critic has seen much.
+        # tanh would saturate within one or two rollouts, before the critic is fitted.
         {**ON_POLICY, "squash_output": False},
     ],
     ids=lambda options: "-".join(f"{key}={value}" for key, value in options.items() if key not in REPLAY),
 )
-def test_actions_hit_their_target(options: Options, seed: int) -> None:
+def test_actions_converge_to_the_optimum(options: Options, seed: int) -> None:
     """The initial policy, near 0 everywhere, is off by 0.5."""
     env = DummyVecEnv([lambda: Monitor(Target())] * 8)
     model = make(env, seed, learning_rate=3e-3, **options).learn(8 * 300)
@@ -64,7 +64,7 @@ def test_actions_hit_their_target(options: Options, seed: int) -> None:
 
 
 class Endless(gym.Env[np.ndarray, np.ndarray]):
-    """Reward 1 for ever, which a time limit of 6 steps cuts."""
+    """Reward 1 in every step, without termination, truncated after 6 steps."""
 
     observation_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
     action_space = spaces.Box(-1.0, 1.0, (1,), np.float32)
@@ -93,8 +93,8 @@ class Endless(gym.Env[np.ndarray, np.ndarray]):
     ],
     ids=str,
 )
-def test_a_time_limit_does_not_devalue_a_task_that_never_ends(options: Options, seed: int) -> None:
-    """Worth 1 / (1 - gamma) = 5. If the cut were an end, it would be 2.5 to 3, as lambda has it."""
+def test_truncation_does_not_lower_values(options: Options, seed: int) -> None:
+    """The value is 1 / (1 - gamma) = 5. If truncation were termination, it would be 2.5 to 3, depending on lambda."""
     values = []
     for handled in (True, False):
         env = DummyVecEnv([lambda: Monitor(Endless())] * 8)
@@ -108,7 +108,7 @@ def test_a_time_limit_does_not_devalue_a_task_that_never_ends(options: Options, 
 
 @pytest.mark.slow
 def test_a_pendulum_swings_up() -> None:
-    """A random policy gets -1200, one that has learned about -150."""
+    """The return of a random policy is -1200, that of a trained one about -150."""
     model = SVG0("MlpPolicy", "Pendulum-v1", gamma=0.98, seed=0, device="cpu").learn(6000)
     reward, _ = evaluate_policy(model, Monitor(gym.make("Pendulum-v1")), n_eval_episodes=20)
     assert isinstance(reward, float)

@@ -1,4 +1,4 @@
-"""What is special about SVG0; ``tests/conformance`` says what all algorithms do."""
+"""Behaviour specific to SVG0; ``tests/conformance`` tests what all algorithms have in common."""
 
 import copy
 from pathlib import Path
@@ -54,11 +54,11 @@ def make(env: gym.Env[Any, Any] | VecEnv | None = None, policy: str = "MlpPolicy
     return SVG0(policy, match_envs() if env is None else env, **{**defaults, **mode, **kwargs})
 
 
-# ------------------------------------------------------------------------------------------------------- it runs with
+# ----------------------------------------------------------------------------------------------------------- training
 
 
 def check_training(model: SVG0, n_steps: int = 40) -> None:
-    """All networks are trained, besides what every algorithm has to do."""
+    """The checks of all algorithms; in addition, all networks are trained."""
     model_checks.check_training(model, n_steps, ("actor.", "critic.", "critic_target."))
 
 
@@ -109,8 +109,8 @@ def test_every_training_frequency(frequency: Options) -> None:
 def test_actions_of_any_bounds_and_shape(space: spaces.Box, squash: bool, noise: bool) -> None:
     env = DummyVecEnv([lambda: Monitor(InBounds(ScriptedEnv(0, [(5, "terminated")], space)))] * 2)
     size = int(np.prod(space.shape))
-    on_top = NormalActionNoise(np.zeros(space.shape), np.ones(space.shape)) if noise else None
-    model = make(env, squash_output=squash, action_noise=on_top, policy_kwargs={"log_std_init": 1.0})
+    action_noise = NormalActionNoise(np.zeros(space.shape), np.ones(space.shape)) if noise else None
+    model = make(env, squash_output=squash, action_noise=action_noise, policy_kwargs={"log_std_init": 1.0})
     check_training(model)
     assert model.replay_buffer is not None
     stored = model.replay_buffer.actions
@@ -118,7 +118,7 @@ def test_actions_of_any_bounds_and_shape(space: spaces.Box, squash: bool, noise:
     assert np.abs(stored).max() > 1.5  # samples, neither squashed nor clipped
 
 
-def test_noise_of_every_kind() -> None:
+def test_action_noise() -> None:
     for noise in (NormalActionNoise(np.zeros(2), np.ones(2)), OrnsteinUhlenbeckActionNoise(np.zeros(2), np.ones(2))):
         for n_envs in (1, 3):
             check_training(make(match_envs(n_envs), action_noise=noise))
@@ -134,7 +134,7 @@ def test_normalised_environments(mode: Options, observation: str) -> None:
     assert model.get_vec_normalize_env() is env
     assert model.replay_buffer is not None
     stored = model.replay_buffer.observations
-    # What the environment told, not what it was normalised to.
+    # Stored observations are not normalised.
     assert set(np.unique(stored["vector"] if isinstance(stored, dict) else stored)) <= {-1.0, 0.0, 1.0}
 
 
@@ -149,7 +149,7 @@ def test_the_initial_standard_deviation(covariance: str) -> None:
 
 
 @pytest.mark.parametrize("squash", [True, False])
-def test_the_noise_never_falls_below_its_bound(squash: bool) -> None:
+def test_standard_deviations_never_fall_below_min_std(squash: bool) -> None:
     model = make(DummyVecEnv([lambda: Monitor(QuadraticEnv())]), squash_output=squash, learning_rate=0.05)
     model.learn(100)
     model.actor.log_std.bias.data.fill_(-1e6)
@@ -176,7 +176,7 @@ def test_predicted_actions_are_in_the_units_of_the_environment(squash: bool) -> 
 # ------------------------------------------------------------------------------------------------------- save and load
 
 
-def test_a_replay_buffer_of_another_kind_is_rejected(tmp_path: Path) -> None:
+def test_an_incompatible_replay_buffer_is_rejected(tmp_path: Path) -> None:
     model = make().learn(30)
     model.save_replay_buffer(tmp_path / "three.pkl")
     other = make(match_envs(2))
@@ -189,8 +189,8 @@ def test_a_replay_buffer_of_another_kind_is_rejected(tmp_path: Path) -> None:
         dictionary.load_replay_buffer(tmp_path / "three.pkl")
 
 
-def test_no_segment_joins_what_was_reset_in_between(tmp_path: Path) -> None:
-    """Episodes that never end: only the calls of ``learn`` cut them."""
+def test_segments_do_not_cross_resets(tmp_path: Path) -> None:
+    """Endless episodes, which only calls of ``learn`` cut."""
     model = make(scripted_vec_env([[(10**6, "terminated")]] * 2, action_space=spaces.Box(-1, 1, (2,))), gradient_steps=0)
     model.learn(20).learn(20)
     model.save_replay_buffer(tmp_path / "buffer.pkl")
@@ -201,15 +201,15 @@ def test_no_segment_joins_what_was_reset_in_between(tmp_path: Path) -> None:
     assert np.flatnonzero(model.replay_buffer.timeouts[:30, 0]).tolist() == [9, 19]
 
 
-def test_after_a_callback_has_stopped_the_next_step_belongs_to_the_last_observation() -> None:
+def test_steps_are_consistent_after_a_callback_stopped() -> None:
     model = make(scripted_vec_env([[(10**6, "terminated")]] * 2, action_space=spaces.Box(-1, 1, (2,))), gradient_steps=0)
     model.learn(1000, callback=Recorder(stop_after=7))
     model.learn(20, reset_num_timesteps=False)
     assert model.replay_buffer is not None
     size = model.replay_buffer.size()
     arrays = (model.replay_buffer.observations, model.replay_buffer.next_observations)
-    obs, following = (np.asarray(array)[:size, :, 2] for array in arrays)
-    assert np.allclose(following - obs, 0.1, atol=1e-6)
+    obs, next_obs = (np.asarray(array)[:size, :, 2] for array in arrays)
+    assert np.allclose(next_obs - obs, 0.1, atol=1e-6)
     assert np.flatnonzero(model.replay_buffer.dones[:size, 0]).tolist() == [5]
 
 
@@ -217,7 +217,7 @@ def test_after_a_callback_has_stopped_the_next_step_belongs_to_the_last_observat
     ("policy_class", "observation"), [(MlpPolicy, "box"), (CnnPolicy, "image"), (MultiInputPolicy, "dict_image")]
 )
 @pytest.mark.parametrize("options", [{}, {"covariance": "full", "squash_output": False, "n_critics": 2}], ids=str)
-def test_policies_can_be_saved_alone(
+def test_policies_can_be_saved_separately(
     policy_class: type[BasePolicy], observation: str, options: Options, tmp_path: Path
 ) -> None:
     policy = make(match_envs(observation=observation), policy_for(observation), **options).learn(30).policy
@@ -233,25 +233,25 @@ def test_policies_can_be_saved_alone(
 
 
 @pytest.mark.parametrize(
-    ("options", "further"),
+    ("options", "additional"),
     [
-        ({}, {"importance_ratio"}),
-        ({"off_policy_correction": "none"}, set()),
-        ({"ent_coef": 0.1, "td_lambda": 0.0}, set()),
-        ({"ent_coef": "auto", "td_lambda": 0.0}, {"ent_coef", "ent_coef_loss"}),
-        (ON_POLICY, set()),
+        ({}, ["importance_ratio"]),
+        ({"off_policy_correction": "none"}, []),
+        ({"ent_coef": 0.1, "td_lambda": 0.0}, []),
+        ({"ent_coef": "auto", "td_lambda": 0.0}, ["ent_coef", "ent_coef_loss"]),
+        (ON_POLICY, []),
     ],
     ids=str,
 )
-def test_everything_is_logged(options: Options, further: set[str]) -> None:
+def test_logged_names(options: Options, additional: list[str]) -> None:
     dumps = logged(make(**options), 60)
-    expected = {"learning_rate", "n_updates", "actor_loss", "critic_loss", "std"} | further
+    expected = {"learning_rate", "n_updates", "actor_loss", "critic_loss", "std", *additional}
     assert {key.removeprefix("train/") for key in dumps[-1] if key.startswith("train/")} == expected
     assert {"time/fps", "time/episodes", "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} < set(dumps[0])
     assert all(np.isfinite(dumps[-1][f"train/{key}"]) for key in expected)
 
 
-def test_what_is_logged_is_the_mean_over_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_logged_values_are_means_over_the_updates(monkeypatch: pytest.MonkeyPatch) -> None:
     model = make(gradient_steps=0).learn(30)
     values = iter([1.0, 2.0, 6.0])
     monkeypatch.setattr(model, "_update", lambda _: {"critic_loss": th.tensor(next(values))})
@@ -263,7 +263,7 @@ def test_what_is_logged_is_the_mean_over_the_updates(monkeypatch: pytest.MonkeyP
     assert captured.dumps[0]["train/n_updates"] == model._n_updates == 3
 
 
-# --------------------------------------------------------------------------------------------------- modes of training
+# ------------------------------------------------------------------------------------------------------ training mode
 
 
 class Extractor(BaseFeaturesExtractor):
@@ -283,7 +283,7 @@ class Extractor(BaseFeaturesExtractor):
         return features
 
 
-def test_batch_normalisation_learns_from_updates_alone_and_reaches_the_targets() -> None:
+def test_batch_statistics_change_in_updates_only_and_are_copied_to_the_targets() -> None:
     model = make(policy_kwargs={"features_extractor_class": Extractor}, gradient_steps=0).learn(30)
     statistics = {name: value for name, value in model.policy.state_dict().items() if "num_batches" in name}
     assert [int(value) for value in statistics.values()] == [0, 0, 0]
@@ -298,15 +298,15 @@ def test_batch_normalisation_learns_from_updates_alone_and_reaches_the_targets()
     assert differences(dict(before), dict(model.actor.state_dict())) == []
 
 
-# --------------------------------------------------------------------------------------------------- what goes wrong
+# -------------------------------------------------------------------------------------------------------------- errors
 
 
-class Spoilt(QuadraticEnv):
+class NonFiniteEnv(QuadraticEnv):
     """
-    A reward or an observation that is no number after some steps.
+    The reward or the observation is not finite after some steps.
 
-    :param reward: what is paid then
-    :param obs: what is added to the observation then
+    :param reward: reward from then on
+    :param obs: number added to the observation from then on
     """
 
     def __init__(self, reward: float = 0.0, obs: float = 0.0) -> None:
@@ -323,23 +323,23 @@ class Spoilt(QuadraticEnv):
         )
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # numpy says inf - inf
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")  # inf - inf in numpy
 @pytest.mark.parametrize("reward", [float("nan"), float("inf"), -float("inf"), 1e39])
 @pytest.mark.parametrize("options", VARIANTS, ids=name_of)
-def test_rewards_that_are_not_finite_stop_the_training(options: Options, reward: float) -> None:
-    """A ValueError, since that is what a tuning study survives."""
-    model = make(Monitor(Spoilt(reward)), **options)
+def test_non_finite_rewards_stop_training(options: Options, reward: float) -> None:
+    """With a ValueError, for which a tuning study prunes the trial."""
+    model = make(Monitor(NonFiniteEnv(reward)), **options)
     with pytest.raises(ValueError, match=r"critic_loss is not finite .*rewards"):
         model.learn(200)
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_observations_that_are_not_finite_stop_the_training_too(covariance: str) -> None:
+def test_non_finite_observations_stop_training(covariance: str) -> None:
     with pytest.raises(ValueError, match=r"the mean of the policy is not finite"):
-        make(Monitor(Spoilt(obs=float("nan"))), covariance=covariance).learn(100)
+        make(Monitor(NonFiniteEnv(obs=float("nan"))), covariance=covariance).learn(100)
 
 
-def test_a_broken_cholesky_factor_is_named() -> None:
+def test_a_non_finite_cholesky_factor_is_reported() -> None:
     model = make(covariance="full", learning_starts=0, gradient_steps=0)
     assert model.actor.off_diagonal is not None
     model.actor.off_diagonal.bias.data.fill_(float("nan"))

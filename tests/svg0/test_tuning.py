@@ -1,4 +1,4 @@
-"""A trial of SVG0 fits whatever the yml says."""
+"""Trials of SVG0 are valid with any entry of the yml file."""
 
 from typing import Any
 
@@ -24,7 +24,7 @@ from sb3_pg.svg0.tuning import convert_svg0_params, sample_svg0_params
     ],
     ids=str,
 )
-def test_a_trial_resets_what_would_contradict_it(entry: dict[str, Any]) -> None:
+def test_a_trial_resets_conflicting_options(entry: dict[str, Any]) -> None:
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     for _ in range(8):
         sampled = sample_svg0_params(study.ask(), 2, 1, {})
@@ -33,8 +33,8 @@ def test_a_trial_resets_what_would_contradict_it(entry: dict[str, Any]) -> None:
         assert model.td_lambda > 0
 
 
-def test_every_draw_is_used() -> None:
-    """What is drawn and does not reach the arguments would be noise to the study."""
+def test_every_sampled_parameter_is_used() -> None:
+    """A sampled parameter without effect on the arguments would be noise in the study."""
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=0))
     trials = [study.ask() for _ in range(2)]
     for trial in trials:

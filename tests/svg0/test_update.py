@@ -1,4 +1,4 @@
-"""One update, number by number: against SAC and DDPG of SB3, slow references, and closed forms."""
+"""Single updates against SB3's SAC and DDPG, slow references, and closed forms."""
 
 import copy
 import itertools
@@ -44,7 +44,7 @@ def make(env: Any = None, policy_kwargs: Options | None = None, **kwargs: Any) -
 
 
 def collected(n_steps: int = 80, **kwargs: Any) -> SVG0:
-    """A model with experience of uniform and of its own actions, and no update yet."""
+    """A model with experience from uniform actions and from its policy, but without updates."""
     return make(**kwargs, gradient_steps=0).learn(n_steps)
 
 
@@ -77,8 +77,8 @@ def sac_batch(batch: SequenceSamples) -> ReplayBufferSamples:
 @pytest.mark.parametrize("ent_coef", ["auto", "auto_0.1", 0.2])
 def test_one_configuration_is_sac(ent_coef: str | float, monkeypatch: pytest.MonkeyPatch) -> None:
     """
-    Two critics, tanh, entropy bonus, lambda = 0, one draw: from the same parameters, minibatch and noise on, three updates
-    give the parameters that SB3's SAC has after three.
+    Two critics, tanh, entropy bonus, lambda = 0, one draw: with the same initial parameters, minibatch and noise, three
+    updates give the same parameters as three updates of SB3's SAC.
     """
     automatic = isinstance(ent_coef, str)
     ours = collected(
@@ -87,9 +87,9 @@ def test_one_configuration_is_sac(ent_coef: str | float, monkeypatch: pytest.Mon
     theirs = SAC(
         "MlpPolicy", envs(), ent_coef=ent_coef, learning_rate=1e-2, tau=0.1, policy_kwargs=dict(SMALL), device="cpu", seed=1
     )
-    theirs.learn(1)  # its logger
+    theirs.learn(1)  # creates the logger
     with th.no_grad():
-        # A policy that has learned something: the mean and the spread depend on the state.
+        # As after training, the mean and the standard deviation depend on the state.
         for parameter in ours.actor.parameters():
             parameter.add_(0.1 * th.randn_like(parameter))
     theirs.policy.load_state_dict(ours.policy.state_dict())
@@ -103,7 +103,7 @@ def test_one_configuration_is_sac(ent_coef: str | float, monkeypatch: pytest.Mon
         model.train(gradient_steps=3, batch_size=32)
     expected = theirs.policy.state_dict()
     for name, value in ours.policy.state_dict().items():
-        # Adam moves each by 0.01 per step; SAC adds 1e-6 to the derivative of tanh, which nobody should see.
+        # Adam moves each by 0.01 per step; SAC adds 1e-6 to the derivative of tanh, which is negligible.
         assert th.allclose(value, expected[name], atol=2e-5), name
         assert (value - before[name]).abs().max() > 1e-4
     if automatic:
@@ -126,7 +126,7 @@ def test_the_default_is_not_sac() -> None:
 def test_without_noise_the_actor_update_is_that_of_ddpg(
     covariance: str, n_action_samples: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Plain descent, so that the parameters show the gradient itself; the critic's rate is zero in both."""
+    """With plain gradient descent, so that the step is the gradient; the critics are not updated."""
     sgd: Options = {"optimizer_class": th.optim.SGD}
     ours = collected(
         covariance=covariance,
@@ -166,13 +166,13 @@ def targets_of(model: SVG0, batch: SequenceSamples, ent_coef: float = 0.0) -> np
 
 
 def next_values_of(model: SVG0, batch: SequenceSamples) -> tuple[np.ndarray, np.ndarray]:
-    """``Q(s', a')`` with the same fresh actions as :func:`targets_of`, and ``log pi(a' | s')``, by SB3's own functions."""
+    """``Q(s', a')`` with the same new actions as :func:`targets_of`, and ``log pi(a' | s')``, by SB3's own functions."""
     th.manual_seed(9)
     with th.no_grad():
-        following = model.actor.distribution(batch.next_observations)
-        samples = following.rsample(1)[0]
-        values = th.cat(model.critic_target(batch.next_observations, following.actions(samples)), dim=1).min(dim=1)[0]
-        log_prob = following.log_prob(samples)
+        next_policy = model.actor.distribution(batch.next_observations)
+        samples = next_policy.rsample(1)[0]
+        values = th.cat(model.critic_target(batch.next_observations, next_policy.actions(samples)), dim=1).min(dim=1)[0]
+        log_prob = next_policy.log_prob(samples)
     return tuple(part.numpy().reshape(batch.rewards.shape) for part in (values, log_prob))  # type: ignore[return-value]  # two
 
 
@@ -187,7 +187,7 @@ def test_lambda_zero_is_one_step_td(n_critics: int, squash: bool) -> None:
 
 
 def test_lambda_one_is_monte_carlo() -> None:
-    """Segments that reach the end of a terminated episode: the discounted rewards, and nothing of the critic."""
+    """In segments that reach a termination, the targets are discounted rewards without values of the critic."""
     model = collected(160, td_lambda=1.0, gamma=0.9, off_policy_correction="none")
     batch = batch_of(model, 1000, 5)
     targets, used = targets_of(model, batch), batch.weights.numpy().reshape(5, -1) > 0
@@ -225,7 +225,7 @@ def density(model: SVG0, batch: SequenceSamples) -> np.ndarray:
 def test_retrace_equals_the_slow_reference(squash: bool, n_critics: int) -> None:
     model = collected(td_lambda=0.9, gamma=0.9, squash_output=squash, n_critics=n_critics)
     with th.no_grad():
-        model.actor.mu.bias.add_(0.3)  # another policy than the one that acted
+        model.actor.mu.bias.add_(0.3)  # no longer the behaviour policy
     batch = batch_of(model, 60, 6)
     values, _ = next_values_of(model, batch)
     actions = th.tanh(batch.samples) if squash else batch.samples
@@ -244,18 +244,18 @@ def test_retrace_equals_the_slow_reference(squash: bool, n_critics: int) -> None
     assert not np.allclose(expected, uncorrected, atol=1e-1)
 
 
-def test_retrace_is_td_lambda_where_nothing_has_to_be_corrected(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stored actions are the policy's own, and V' is the value of the next of them."""
+def test_retrace_is_td_lambda_on_policy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored actions are those of the policy, and V' is the value of the next stored action."""
     models = [collected(td_lambda=0.8, off_policy_correction=name) for name in ("retrace", "none")]
     model = models[0]
     batch = batch_of(model, 50, 6)
     batch = batch._replace(log_probs=density(model, batch).astype(np.float32))
     rows = batch.samples.reshape(6, 50, 2)
-    following = th.cat([rows[1:], rows[-1:]]).reshape(1, -1, 2)
-    monkeypatch.setattr(GaussianActions, "rsample", lambda *_: following)
+    next_samples = th.cat([rows[1:], rows[-1:]]).reshape(1, -1, 2)
+    monkeypatch.setattr(GaussianActions, "rsample", lambda *_: next_samples)
     models[1].policy.load_state_dict(model.policy.state_dict())
     corrected, plain = (targets_of(each, batch) for each in models)
-    # Rows that end their segment have no stored next action: V' is that of another one there, the same in both.
+    # The last step of a segment has no stored next action: there, V' uses another one, the same in both.
     used = batch.weights.numpy().reshape(6, -1) > 0
     assert np.allclose(corrected[used], plain[used], atol=1e-4)
 
@@ -299,7 +299,7 @@ def test_the_policys_samples_are_stored_with_their_density(squash: bool, covaria
     assert batch.samples.abs().max() > 1.5  # neither clipped nor squashed
 
 
-def test_noise_on_top_makes_the_density_unknown() -> None:
+def test_action_noise_makes_the_density_unknown() -> None:
     noise = NormalActionNoise(np.zeros(2), 0.5 * np.ones(2))
     for squash in (True, False):
         model = collected(action_noise=noise, squash_output=squash)
@@ -318,7 +318,7 @@ def test_noise_on_top_makes_the_density_unknown() -> None:
 
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
 @pytest.mark.parametrize("ent_coef", [0.0, 0.3])
-def test_the_actor_step_leaves_the_critic_alone(estimator: str, ent_coef: float) -> None:
+def test_the_actor_step_leaves_the_critic_unchanged(estimator: str, ent_coef: float) -> None:
     model = collected(gradient_estimator=estimator, ent_coef=ent_coef)
     batch = batch_of(model)
     before, old = flat(model.critic), flat(model.actor)
@@ -330,7 +330,7 @@ def test_the_actor_step_leaves_the_critic_alone(estimator: str, ent_coef: float)
     assert not th.equal(flat(model.actor), old)
 
 
-def test_the_critic_step_leaves_the_actor_and_the_targets_alone() -> None:
+def test_the_critic_step_leaves_the_actor_and_the_targets_unchanged() -> None:
     model = collected()
     batch = batch_of(model)
     before, old = (flat(model.actor), flat(model.critic_target)), flat(model.critic)
@@ -342,7 +342,7 @@ def test_the_critic_step_leaves_the_actor_and_the_targets_alone() -> None:
 
 
 def sgd_model(**kwargs: Any) -> SVG0:
-    """Plain descent with rate 1, and a covariance that does not depend on the state: the step is the gradient."""
+    """Gradient descent with learning rate 1, so that the step is the gradient, and a state-independent covariance."""
     network = {"optimizer_class": th.optim.SGD, "min_std": 0.0, "log_std_init": -0.5}
     return collected(learning_rate=1.0, state_dependent_covariance=False, policy_kwargs=network, **kwargs)
 
@@ -355,10 +355,10 @@ def step_of(parameter: th.Tensor, act: Callable[[], None]) -> th.Tensor:
 
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
 @pytest.mark.parametrize(("covariance", "expected"), [("isotropic", [2.0]), ("diagonal", [1.0, 1.0]), ("full", [1.0, 1.0])])
-def test_the_entropy_bonus_flows_through_the_sample(estimator: str, covariance: str, expected: list[float]) -> None:
+def test_the_entropy_gradient_flows_through_the_samples(estimator: str, covariance: str, expected: list[float]) -> None:
     """
-    With a critic that is zero everywhere what is left is the entropy of a plain Gaussian, ``sum_i log L_ii`` plus a constant:
-    its gradient is exact in every draw. At a stopped sample it would be noise around zero.
+    With a critic that is zero everywhere, the entropy of the Gaussian remains, ``sum_i log L_ii`` plus a constant: its
+    gradient is exact for every draw. With detached samples it would be noise around zero.
     """
     model = sgd_model(gradient_estimator=estimator, covariance=covariance, ent_coef=0.25, squash_output=False)
     with th.no_grad():
@@ -378,7 +378,7 @@ class Quadratic(th.nn.Module):
 
 
 @pytest.mark.parametrize("estimator", ["pathwise", "likelihood_ratio"])
-def test_the_actor_climbs_the_expectation_over_its_noise(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_actor_ascends_the_expectation_over_its_noise(estimator: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """``d/dm E Q = -4 (m - target)`` and ``d/d(log s_i) E Q = -4 s_i^2``, from many draws in a few states."""
     n_draws = 20_000
     model = sgd_model(gradient_estimator=estimator, squash_output=False, n_action_samples=n_draws)
@@ -401,7 +401,7 @@ def test_the_actor_climbs_the_expectation_over_its_noise(estimator: str, monkeyp
         assert np.abs(expected[name]).max() > 1
 
 
-def test_draws_are_averaged() -> None:
+def test_action_samples_are_averaged() -> None:
     """The step with three draws is the mean of the steps with each of them."""
     model = sgd_model(n_action_samples=3)
     batch = batch_of(model)
@@ -419,7 +419,7 @@ def test_draws_are_averaged() -> None:
     assert not th.allclose(steps[0], steps[1], atol=1e-5)
 
 
-def test_the_smallest_of_the_critics_counts() -> None:
+def test_min_q_is_the_minimum_over_the_critics() -> None:
     model = collected(n_critics=3)
     batch = batch_of(model)
     actions = th.rand(4, len(batch.samples), 2)
@@ -429,7 +429,7 @@ def test_the_smallest_of_the_critics_counts() -> None:
     assert th.allclose(lowest, th.stack(one_by_one), atol=1e-6)
 
 
-def test_masked_steps_teach_nothing() -> None:
+def test_masked_steps_have_no_effect() -> None:
     models = [collected(), collected()]
     batch = batch_of(models[0], 30, 6)
     unused = batch.weights == 0
@@ -441,7 +441,7 @@ def test_masked_steps_teach_nothing() -> None:
 
 
 @pytest.mark.parametrize("tau", [0.1, 1.0])
-def test_target_critics_follow(tau: float) -> None:
+def test_target_critics_are_averaged(tau: float) -> None:
     model = collected(tau=tau)
     before = flat(model.critic_target)
     model._update(batch_of(model))
@@ -453,8 +453,8 @@ def test_target_critics_follow(tau: float) -> None:
 # ------------------------------------------------------------------------------------------------------------ on-policy
 
 
-def test_on_policy_learns_from_its_rollout_alone() -> None:
-    """The policy first, by the critic as it was; then the critic, by all steps; the next one starts anew."""
+def test_on_policy_updates_use_only_the_latest_rollout() -> None:
+    """The policy is updated first, with the previous critic; then the critic is, with all steps."""
     model = make(on_policy=True, train_freq=7, td_lambda=0.8, gamma=0.9)
     seen: list[tuple[SequenceSamples, dict[str, th.Tensor], dict[str, th.Tensor]]] = []
     update = model._update
@@ -466,7 +466,7 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
         seen.append((batch, before, parameters_of(model.policy)))
         return record
 
-    model._update = recorded  # type: ignore[method-assign]  # to look inside
+    model._update = recorded  # type: ignore[method-assign]  # to record the updates
     model.learn(42)
     assert len(seen) == 3
     assert model.replay_buffer is not None
@@ -477,7 +477,7 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
         assert np.all(batch.truncated[-1] | batch.terminated[-1])
     distinct = np.unique(np.concatenate([np.asarray(batch.observations) for batch, _, _ in seen]), axis=0)
     assert len(distinct) == 42
-    # The actor's step from the parameters before, with the critic before.
+    # The actor's step starts from the previous parameters and uses the previous critic.
     batch, before, after = seen[1]
     twin = make(on_policy=True, train_freq=7, td_lambda=0.8, gamma=0.9, gradient_steps=0).learn(14)
     twin.policy.load_state_dict(before)
@@ -488,7 +488,7 @@ def test_on_policy_learns_from_its_rollout_alone() -> None:
 
 
 def twin_state(seen: list[Any], index: int) -> dict[str, Any]:
-    """State of the actor's Adam before update ``index``, from running the updates before it again."""
+    """State of the actor's Adam before update ``index``, obtained by repeating the previous updates."""
     twin = make(on_policy=True, train_freq=7, td_lambda=0.8, gamma=0.9, gradient_steps=0).learn(14)
     for i, (batch, before, _) in enumerate(seen[:index]):
         twin.policy.load_state_dict(before)
@@ -497,8 +497,8 @@ def twin_state(seen: list[Any], index: int) -> dict[str, Any]:
     return twin.actor.optimizer.state_dict()
 
 
-def test_replay_fits_the_critic_first() -> None:
-    """The actor climbs the critic that has just been fitted: without its step another gradient would come out."""
+def test_the_critic_is_updated_first_with_replay() -> None:
+    """The actor's gradient is that of the updated critic."""
     model = collected(learning_rate=1e-2)
     batch = batch_of(model)
     twin = collected(learning_rate=1e-2)
@@ -513,8 +513,8 @@ def test_replay_fits_the_critic_first() -> None:
     assert th.equal(flat(model.critic), flat(twin.critic))
 
 
-def test_the_ratios_are_those_of_the_policy_on_policy() -> None:
-    """Nothing has been updated since the rollout: all ratios are 1, and Retrace looks as far as lambda lets it."""
+def test_importance_ratios_are_one_on_policy() -> None:
+    """Without updates since the rollout all ratios are 1, so that only lambda limits the traces of Retrace."""
     model = make(on_policy=True, train_freq=7, off_policy_correction="retrace", gradient_steps=0).learn(14)
     assert model.replay_buffer is not None
     record: dict[str, th.Tensor] = {}

@@ -1,4 +1,4 @@
-"""Options that exclude one another are rejected, in the constructor and by load; every other one has an effect."""
+"""Mutually exclusive options are rejected by the constructor and by ``load``; all other options have an effect."""
 
 import inspect
 import io
@@ -39,7 +39,7 @@ def make(env: Any = None, policy: str = "MlpPolicy", **kwargs: Any) -> SVG0:
     return SVG0(policy, envs() if env is None else env, policy_kwargs=network, **{"seed": 0, "device": "cpu", **kwargs})
 
 
-# What is wrong, and all that the message must name: the options at odds and the way out.
+# Invalid options, and words of the error message: the conflicting options and how to fix them.
 WRONG: list[tuple[Options, list[str]]] = [
     # unknown names
     ({"covariance": "block"}, ["covariance", "'block'", *COVARIANCES]),
@@ -83,7 +83,7 @@ WRONG: list[tuple[Options, list[str]]] = [
     ({"on_policy": True, "train_freq": (2, "episode")}, ["on_policy=True", "train_freq", "steps", "episodes"]),
     ({"on_policy": True}, ["td_lambda=0.9", "train_freq > 1", "td_lambda=0"]),
     ({**ON_POLICY, "action_noise": NOISE}, ["on_policy=True", "action_noise=None", "on_policy=False"]),
-    # what SB3 has and SVG(0) has not
+    # options of SB3 that SVG0 does not support
     ({"use_sde": True}, ["use_sde=True", "independent", "use_sde=False"]),
     ({"n_steps": 3}, ["n_steps=3", "td_lambda", "n_steps=1"]),
     ({"optimize_memory_usage": True}, ["optimize_memory_usage=True", "final observations", "buffer_size"]),
@@ -94,7 +94,7 @@ WRONG: list[tuple[Options, list[str]]] = [
     # reduced precision: the networks of these tests are small
     ({"bf16": True}, ["bf16=True", "64 units"]),
     ({"bf16": "yes"}, ["bf16='yes'", "True or False"]),
-    # arguments in two places
+    # arguments of the algorithm in policy_kwargs
     *(({"policy_kwargs": {name: 1}}, [name, "policy_kwargs"]) for name in validation.NETWORK_OPTIONS),
     ({"policy_kwargs": {"min_std": -0.1}}, ["min_std=-0.1", "negative"]),
 ]
@@ -105,17 +105,17 @@ def id_of(case: tuple[Options, list[str]]) -> str:
 
 
 @pytest.mark.parametrize("case", WRONG, ids=id_of)
-def test_the_constructor_rejects(case: tuple[Options, list[str]]) -> None:
+def test_the_constructor_rejects_invalid_options(case: tuple[Options, list[str]]) -> None:
     wrong, words = case
     with pytest.raises(ValueError) as error:  # noqa: PT011 # the words are checked below
         make(**wrong)
     assert [word for word in words if word not in str(error.value)] == []
 
 
-# A model is saved and loaded for each: every fifth will do, since all checks are in one place.
+# Each case saves and loads a model: every fifth case suffices, since all checks are in one place.
 @pytest.mark.parametrize("case", [case for case in WRONG if "policy_kwargs" not in case[0]][::5], ids=id_of)
-def test_load_rejects_as_well(case: tuple[Options, list[str]]) -> None:
-    """``load`` builds with the defaults and overwrites them afterwards."""
+def test_load_rejects_invalid_options(case: tuple[Options, list[str]]) -> None:
+    """``load`` constructs a model with the default options and overwrites them afterwards."""
     wrong, words = case
     file = io.BytesIO()
     make(buffer_size=20).save(file)
@@ -131,16 +131,16 @@ def test_load_rejects_as_well(case: tuple[Options, list[str]]) -> None:
     ids=str,
 )
 def test_other_action_spaces_are_rejected(space: spaces.Space[Any]) -> None:
-    with pytest.raises((ValueError, AssertionError), match=r"(?i)action space"):  # SB3 asserts, in most cases before us
+    with pytest.raises((ValueError, AssertionError), match=r"(?i)action space"):  # most cases are SB3's assertions
         make(DummyVecEnv([lambda: Monitor(ScriptedEnv(0, [(3, "terminated")], space))]))
 
 
-def test_dictionary_observations_need_the_buffer_for_them() -> None:
+def test_dictionary_observations_need_the_dictionary_buffer() -> None:
     with pytest.raises(ValueError, match="SequenceDictReplayBuffer"):
         make(envs(observation="dict"), "MultiInputPolicy", replay_buffer_class=SequenceReplayBuffer)
 
 
-# ------------------------------------------------------------------------------------------------------ what is right
+# ------------------------------------------------------------------------------------------------------ valid options
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_dictionary_observations_need_the_buffer_for_them() -> None:
     ],
     ids=str,
 )
-def test_arguments_of_sb3_that_were_not_given(given: Options, expected: Options) -> None:
+def test_default_values_of_arguments_of_sb3(given: Options, expected: Options) -> None:
     model = make(**given)
     assert {name: getattr(model, name) for name in expected} == expected
 
@@ -174,14 +174,14 @@ def test_arguments_of_sb3_that_were_not_given(given: Options, expected: Options)
     ],
     ids=str,
 )
-def test_traces_that_were_not_given(given: Options, length: int, correction: str) -> None:
+def test_default_segment_length_and_correction(given: Options, length: int, correction: str) -> None:
     model = make(**given)
     assert model.resolved_correction == correction
     assert model.on_policy or model.resolved_segment_length == length
 
 
 @pytest.mark.parametrize("n_envs", [1, 3])
-def test_what_was_not_given_is_found_anew_for_a_loaded_model(n_envs: int) -> None:
+def test_default_values_are_resolved_again_for_a_loaded_model(n_envs: int) -> None:
     for given in (ON_POLICY, {}, SMALL):
         file = io.BytesIO()
         original = make(**given)
@@ -196,7 +196,7 @@ def test_what_was_not_given_is_found_anew_for_a_loaded_model(n_envs: int) -> Non
         assert loaded.replay_buffer.rewards.shape == (rows, n_envs)
 
 
-def test_a_saved_model_can_go_on_in_the_other_regime() -> None:
+def test_a_model_with_replay_can_continue_on_policy() -> None:
     file = io.BytesIO()
     make().save(file)
     file.seek(0)
@@ -223,8 +223,8 @@ def test_fixed_entropy(ent_coef: Any) -> None:
     assert model.uses_entropy == (float(ent_coef) != 0)
 
 
-def test_the_entropy_weight_moves_towards_its_target() -> None:
-    """Up while the entropy is below the target, down while it is above; the fixed one stays."""
+def test_the_entropy_coefficient_is_adapted() -> None:
+    """It increases while the entropy is below the target, and decreases while it is above."""
     for target, sign in ((50.0, 1), (-50.0, -1)):
         model = make(ent_coef="auto", target_entropy=target, **SMALL).learn(40)
         assert model.log_ent_coef is not None
@@ -278,18 +278,18 @@ def test_every_option_has_an_effect(changed: Options) -> None:
     assert plain.shape != other.shape or not th.equal(plain, other)
 
 
-def test_every_option_of_ours_is_known_to_the_test_above() -> None:
+def test_every_option_of_svg0_is_tested_for_an_effect() -> None:
     own = set(inspect.signature(SVG0).parameters) - set(inspect.signature(OffPolicyAlgorithm).parameters)
     assert own - {"_init_setup_model", "target_entropy"} <= {name for changed in EFFECTIVE for name in changed}
 
 
-# ----------------------------------------------------------------------------------------------------- it is like SB3
+# --------------------------------------------------------------------------------------------- compatibility with SB3
 
 
 def test_arguments_of_sb3_keep_their_names_and_order() -> None:
     ours, theirs = (inspect.signature(each.__init__).parameters for each in (SVG0, OffPolicyAlgorithm))
     not_ours = {
-        "support_multi_env",  # what an algorithm tells SB3 of itself
+        "support_multi_env",  # set by algorithms, not by users
         "monitor_wrapper",
         "sde_support",
         "supported_action_spaces",
@@ -300,19 +300,19 @@ def test_arguments_of_sb3_keep_their_names_and_order() -> None:
     own = [parameter for name, parameter in ours.items() if name not in theirs and name != "_init_setup_model"]
     assert all(parameter.kind is parameter.KEYWORD_ONLY for parameter in own)
     changed = {name for name in set(ours) & set(theirs) if ours[name].default != theirs[name].default}
-    # None: depends on the other options. SB3's base class leaves the learning rate and the unit of train_freq to its children.
+    # None: depends on other options. SB3's base class leaves the learning rate and the unit of train_freq to its subclasses.
     assert changed == {"learning_rate", "buffer_size", "learning_starts", "batch_size", "train_freq"}
     sac = inspect.signature(SAC).parameters
     resolved = {name: getattr(make(), name) for name in ("buffer_size", "learning_starts", "batch_size")}
     assert resolved == {name: sac[name].default for name in resolved}
 
 
-def test_no_argument_has_a_name_that_the_zoo_takes_for_itself() -> None:
+def test_no_argument_has_a_name_reserved_by_the_zoo() -> None:
     taken = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
     assert not taken & set(inspect.signature(SVG0.__init__).parameters)
 
 
-def test_every_argument_is_described() -> None:
+def test_every_argument_is_documented() -> None:
     described = [line.split(":")[1].removeprefix("param ") for line in (SVG0.__doc__ or "").splitlines() if ":param " in line]
     assert described == [name for name in inspect.signature(SVG0.__init__).parameters if name != "self"]
 
