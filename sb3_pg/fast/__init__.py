@@ -1,8 +1,9 @@
 """
-The same updates, faster. :func:`select` is the only door: it returns an object with the steps of an update, or ``None``.
+Faster implementations of the updates. :func:`select` is the only entry point: it returns an object with the steps of an
+update, or ``None``.
 
-Nobody needs to open this folder to understand an algorithm. ``SB3_PG_FAST=0`` in the environment, or :func:`disabled`,
-switches it off.
+The algorithms can be understood without this package. The environment variable ``SB3_PG_FAST=0``, or :func:`disabled`,
+turns it off.
 """
 
 import os
@@ -23,18 +24,18 @@ _enabled: ContextVar[bool] = ContextVar("sb3_pg_fast", default=os.environ.get("S
 
 
 class FastPath(Protocol):
-    """What :class:`Accelerated` asks of a fast path, besides the steps themselves."""
+    """Interface of a fast path to :class:`Accelerated`, besides the steps themselves."""
 
-    #: Methods of the algorithm that it replaces: a subclass that overrides one of them gets the reference.
+    #: Methods of the algorithm that it replaces: a subclass that overrides one of them uses the reference.
     replaces: ClassVar[tuple[str, ...]]
     #: Attributes of the algorithm on which :meth:`build` depends.
     options: ClassVar[tuple[str, ...]]
-    #: Methods of the networks on which it relies: if one of them is patched, the reference takes over.
+    #: Methods of the networks on which it relies: if one of them is patched, the reference is used.
     originals: Originals
 
     @classmethod
     def build(cls, algorithm: Any) -> "FastPath | None":
-        """The fast path of an algorithm to which nothing has been done; ``None`` if its networks have none."""
+        """The fast path of an unmodified algorithm; ``None`` if its networks are not supported."""
 
 
 class Accelerated(BaseAlgorithm):
@@ -46,12 +47,12 @@ class Accelerated(BaseAlgorithm):
 
     def __init_subclass__(cls, fast_path: type[FastPath] | None = None, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
-        if fast_path is not None:  # its methods as they are now, to recognise later changes
+        if fast_path is not None:  # keep the original methods, to detect later changes
             cls._fast_path_class = fast_path
             cls._reference_steps = {name: getattr(cls, name) for name in fast_path.replaces}
 
     def learn(self: SelfAccelerated, *args: Any, **kwargs: Any) -> SelfAccelerated:
-        """As in SB3, with quick copies of what the environments return, and with as many threads for numpy as for torch."""
+        """As in SB3, with quick copies of the environments' outputs, and with torch's number of threads for numpy."""
         with ExitStack() as stack:
             if _enabled.get() and self.env is not None:
                 stack.enter_context(quick_copies(self.env))
@@ -68,7 +69,7 @@ class Accelerated(BaseAlgorithm):
 def select(algorithm: Accelerated) -> Any:
     """
     :param algorithm: algorithm
-    :return: an object with the steps of its update, equal to the reference up to rounding; ``None``: take the reference
+    :return: an object with the steps of its update, equal to the reference up to rounding; ``None``: use the reference
     """
     if not _enabled.get():
         return None
@@ -81,7 +82,7 @@ def select(algorithm: Accelerated) -> Any:
 
 @contextmanager
 def disabled() -> Iterator[None]:
-    """Take the reference path within the block, in this thread."""
+    """Use the reference path within the block, in this thread."""
     token = _enabled.set(False)
     try:
         yield

@@ -28,7 +28,7 @@ _POLICY_METHODS = (
     *("extract_features", "_get_action_dist_from_latent", "__call__"),
 )
 _STANDARD = {name: getattr(ActorCriticPolicy, name) for name in _POLICY_METHODS}
-# What these methods call.
+# Methods called by these methods.
 _PARTS = [
     *((cls, "forward") for cls in (th.nn.Linear, th.nn.Sequential, th.nn.Tanh, th.nn.ReLU, FlattenExtractor)),
     *((MlpExtractor, name) for name in ("forward", "forward_actor", "forward_critic")),
@@ -43,9 +43,9 @@ _ORIGINAL_PARTS = Originals(_PARTS)
 
 class FastActorCritic:
     """
-    The steps of :class:`sb3_pg.common.on_policy.ActorCriticSteps` as functions of arrays, which share the memory of the
-    parameters and of their gradients: for vectors in, linear layers with tanh or ReLU, and a Gaussian with constant standard
-    deviation or one categorical out, all trainable, on the CPU.
+    The steps of :class:`sb3_pg.common.on_policy.ActorCriticSteps` in numpy, with arrays that share the memory of the
+    parameters and their gradients. It supports vector observations, linear layers with tanh or ReLU, and a Gaussian with
+    state-independent standard deviation or a single categorical distribution, all trainable and on the CPU.
 
     :param algorithm: algorithm with a policy of that form
     :param actor: linear layers and activations of the actor
@@ -67,7 +67,7 @@ class FastActorCritic:
         actor_parameters = [*log_std, *(p for module in actor for p in module.parameters())]
         critic_parameters = [p for module in critic for p in module.parameters()]
         parameters = [*actor_parameters, *critic_parameters]
-        # One array for all gradients, the actor's first: a norm is one operation.
+        # One array for all gradients, the actor's first: the norm takes one operation.
         sizes = [p.numel() for p in parameters]
         self._gradient = np.zeros(sum(sizes), dtype=np.float32)
         n_actor = sum(p.numel() for p in actor_parameters)
@@ -99,7 +99,7 @@ class FastActorCritic:
     # ---- the steps ---------------------------------------------------------------------------------------------------------
 
     def sample_actions(self, obs: Array, with_values: bool = True) -> tuple[Array, Float32Array | None]:
-        """Draw from PyTorch's global generator, as the reference does. The values of a whole rollout at once are cheaper."""
+        """Sample with PyTorch's global generator, as the reference does. Values are cheaper for a whole rollout at once."""
         features = flatten_observations(np.asarray(obs))
         outputs = self._actor.forward(features)[-1]
         if not np.isfinite(outputs.sum()):
@@ -108,8 +108,8 @@ class FastActorCritic:
             noise = th.randn(outputs.shape, device="cpu").numpy()
             actions: Array = outputs + np.exp(self._log_std) * noise
         else:
-            # Of exponential clocks, each as fast as its action is probable, the first to ring: what torch.multinomial does, so
-            # that the actions are those of the reference.
+            # The smallest of exponential random numbers, whose rates are the probabilities: torch.multinomial does the same,
+            # so that the actions are those of the reference.
             times = th.empty(outputs.shape, device="cpu").exponential_().numpy()
             actions = np.argmax(np.exp(outputs - outputs.max(axis=1, keepdims=True)) / times, axis=1)
         values = self._critic.forward(features)[-1].ravel() if with_values else None
@@ -127,7 +127,7 @@ class FastActorCritic:
         return gaussian_log_prob(outputs, self._log_std, actions)
 
     def policy_gradient(self, batch: Batch, targets: th.Tensor | None = None) -> PolicyStep:
-        """Set the gradients of the policy's loss, and with targets of the value loss, clipped together."""
+        """Set the gradients of the policy loss and, with targets, of the value loss, clipped together."""
         algorithm, obs = self._algorithm, _features(batch.observations)
         outputs = self._actor.forward(obs)
         arguments = (batch.actions.numpy(), batch.weights.numpy(), batch.scale, algorithm.ent_coef)
@@ -146,12 +146,12 @@ class FastActorCritic:
         return PolicyStep(policy.log_prob, policy.policy_loss, policy.entropy_loss, value_loss, norm)
 
     def value_gradient(self, observations: th.Tensor, targets: th.Tensor) -> tuple[float, float]:
-        """Set the critic's gradients, clipped; the loss, and the norm before."""
+        """Set the clipped gradients of the critic; return the loss, and the norm before clipping."""
         loss = self._differentiate_value_loss(_features(observations), targets, 1.0)
         return loss, clip_gradient(self._critic_gradient, self._algorithm.max_grad_norm)
 
     def optimizer_step(self, optimizer: th.optim.Optimizer) -> None:
-        """Without the bookkeeping of ``optimizer.step()``."""
+        """``optimizer.step()`` without its bookkeeping."""
         adam.take_step(optimizer)
 
     def _differentiate_value_loss(self, obs: Float32Array, targets: th.Tensor, vf_coef: float) -> float:
@@ -163,7 +163,7 @@ class FastActorCritic:
 
 
 def _is_standard(policy: ActorCriticPolicy) -> bool:
-    """Whether nothing between an observation and the losses has been replaced by something of the user's."""
+    """Whether everything between the observations and the losses is SB3's own, without changes by the user."""
     return (
         isinstance(policy, ActorCriticPolicy)
         and policy.device.type == "cpu"

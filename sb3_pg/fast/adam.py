@@ -1,4 +1,4 @@
-"""A step of Adam without its bookkeeping, which takes torch as long as the arithmetic of small networks."""
+"""A step of Adam without torch's bookkeeping, which takes as long as the arithmetic of small networks."""
 
 import itertools
 import operator
@@ -15,7 +15,7 @@ _variants = operator.itemgetter("amsgrad", "maximize", "capturable", "differenti
 _IMPLEMENTATIONS = ((None, None), (None, True), (False, True))
 _gradient = operator.attrgetter("grad")
 
-# torch wraps the method of the class when it makes the first optimizer.
+# torch wraps the method of the class when it creates the first optimizer.
 th.optim.Adam([th.zeros(1, device="cpu")])
 _step = th.optim.Adam.step
 
@@ -27,8 +27,8 @@ class _Plan(NamedTuple):
     contents: list[th.Tensor]  # of the state, in its order: load_state_dict() replaces these tensors
     averages: list[th.Tensor]  # of the gradients
     squares: list[th.Tensor]  # averages of their squares
-    counts: th.Tensor  # [P], how many steps each parameter has taken
-    steps: list[th.Tensor]  # its elements, which the states hold: counting up P tensors takes as long as the arithmetic
+    counts: th.Tensor  # [P], number of steps of each parameter
+    steps: list[th.Tensor]  # its elements, shared with the states: incrementing P tensors takes as long as the arithmetic
 
 
 def take_step(optimizer: th.optim.Optimizer) -> None:
@@ -36,7 +36,7 @@ def take_step(optimizer: th.optim.Optimizer) -> None:
     ``optimizer.step()``, in one call of torch's fused kernel if the optimizer is a plain Adam: one group of float32 parameters
     on the CPU, default options, no hooks. The gradients must be laid out in memory as the parameters are.
 
-    :param optimizer: any
+    :param optimizer: any optimizer
     """
     kernel, plan = torch_private.fused_adam(), _plan_of(optimizer)
     gradients = [] if plan is None else list(map(_gradient, plan.parameters))

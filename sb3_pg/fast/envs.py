@@ -11,7 +11,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecEnv, VecEnvWrapper,
 from stable_baselines3.common.vec_env.base_vec_env import VecEnvObs, VecEnvStepReturn
 from stable_baselines3.common.vec_env.util import dict_to_obs
 
-# Values that cannot change. Of numpy's scalars all but those that contain others.
+# Immutable types. Of numpy's scalars all but those that contain other objects.
 _ATOMIC = frozenset([float, int, bool, str, type(None), *np.sctypeDict.values()]) - {np.void, np.object_}
 
 _STEP_WAIT, _OBS_FROM_BUF = DummyVecEnv.step_wait, DummyVecEnv._obs_from_buf
@@ -22,8 +22,8 @@ _UNPATCHED = all(getattr(method, "__globals__", None) is vars(dummy_vec_env) for
 def quick_deepcopy(x: Any) -> Any:
     """
     ``copy.deepcopy`` for what ``DummyVecEnv`` copies in each step: info dictionaries, and a dictionary of observation arrays.
-    The original takes as long as half of the physics of HalfCheetah-v5. It is left for what is neither number, string, array
-    nor a flat dictionary.
+    The original takes half as long as the physics of HalfCheetah-v5. It remains in use for values other than numbers, strings,
+    arrays and flat dictionaries.
     """
     if type(x) is not dict and type(x) is not OrderedDict:
         return copy.deepcopy(x)
@@ -35,14 +35,14 @@ def _copy_value(x: Any) -> Any:
         return x
     if type(x) is np.ndarray and not x.dtype.hasobject:
         return x.copy(order="K")
-    # Such as a Monitor's statistics. Deeper ones may contain themselves.
+    # Such as a Monitor's statistics. Nested dictionaries may contain themselves.
     if type(x) is dict and _ATOMIC.issuperset(map(type, x.values())):
         return x.copy()
     return copy.deepcopy(x)
 
 
 class QuickDummyVecEnv(DummyVecEnv):
-    """A ``DummyVecEnv`` with quick copies. Its pickle, and its copy, is a plain ``DummyVecEnv``."""
+    """A ``DummyVecEnv`` with quick copies. It is pickled and copied as a plain ``DummyVecEnv``."""
 
     def step_wait(self) -> VecEnvStepReturn:
         """As in SB3."""
@@ -66,7 +66,7 @@ class QuickDummyVecEnv(DummyVecEnv):
         return dict_to_obs(self.observation_space, quick_deepcopy(self.buf_obs))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> Any:
-        # Not the function of the original: pickle wants the class of the object in its arguments.
+        # Not with the function of the original: pickle requires the object's own class in its arguments.
         reduced: Any = super().__reduce_ex__(max(int(protocol), 2))
         return object.__new__, (DummyVecEnv,), *reduced[2:]
 
@@ -74,7 +74,7 @@ class QuickDummyVecEnv(DummyVecEnv):
 @contextmanager
 def quick_copies(env: VecEnv) -> Iterator[None]:
     """
-    Make a ``DummyVecEnv`` a :class:`QuickDummyVecEnv` within the block. Subclasses and other environments are left alone.
+    Make a ``DummyVecEnv`` a :class:`QuickDummyVecEnv` within the block. Subclasses and other environments stay unchanged.
 
     :param env: environment with any wrappers around it
     """
@@ -88,4 +88,4 @@ def quick_copies(env: VecEnv) -> Iterator[None]:
         yield
     finally:
         if type(env) is QuickDummyVecEnv:
-            env.__class__ = DummyVecEnv  # type: ignore[assignment]  # mypy takes the class for final
+            env.__class__ = DummyVecEnv  # type: ignore[assignment]  # mypy considers the class final

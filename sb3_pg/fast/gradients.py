@@ -2,7 +2,7 @@
 Hand-derived gradients of the losses in :mod:`sb3_pg.common.losses` with respect to the outputs of the networks: pure numpy.
 
 Shapes: logits, means and actions of a Gaussian ``[S, A]``; actions of a categorical, weights, values and returns ``[S]``;
-``log_std`` ``[A]``. ``scale`` and ``ent_coef`` weigh the losses as there.
+``log_std`` ``[A]``. ``scale`` and ``ent_coef`` have the same meaning as there.
 """
 
 import math

@@ -1,8 +1,8 @@
 """
-The one guard of all fast paths: is this model exactly what the fast path was derived for, and is it still?
+Guard of all fast paths: it checks that a model is, and remains, exactly what its fast path was derived for.
 
-A fast path must equal the reference under everything that a user can do to a model. So it is used only while nothing has been
-done to it: no hooks, no patched or overridden methods, no frozen, replaced or moved parameters, no autocast.
+A fast path must equal the reference whatever a user does to a model. It is therefore used only while the model is
+unmodified: no hooks, no patched or overridden methods, no frozen, replaced or moved parameters, no autocast.
 """
 
 import copy
@@ -18,13 +18,13 @@ from sb3_pg.fast import torch_private
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _address = th.Tensor.data_ptr
-# Whether it is trained, and its hooks: None, or a dictionary once there was one.
+# Whether a tensor is trained, and its hooks: None, or a dictionary if there ever was one.
 _tensor_state = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
 
 
 class Originals:
     """
-    Methods as they are when this is constructed.
+    Methods at the time of construction, to detect later patches.
 
     :param pairs: class and name of a method
     """
@@ -39,7 +39,7 @@ class Originals:
 
 
 class Fingerprint:
-    """What a module consists of. Comparing it with the module takes a few microseconds."""
+    """The parts, hooks and parameters of a module. Comparing them with the module takes a few microseconds."""
 
     def __init__(self, module: nn.Module) -> None:
         self._modules = modules = list(module.modules())
@@ -59,7 +59,7 @@ class Fingerprint:
         self._addresses = list(map(_address, self._parameters))
         # Copies: the dictionaries of hooks are changed in place.
         self._tensor_states = [tuple(map(copy.copy, state)) for state in map(_tensor_state, self._parameters)]
-        # Of the module itself, such as the distribution of its actions. Whether it is in training mode does not matter.
+        # Attributes of the module itself, such as the distribution of its actions. The training mode does not matter.
         self._names = [name for name in vars(module) if name != "training"]
         self._values = list(map(vars(module).__getitem__, self._names))
 
@@ -72,7 +72,7 @@ class Fingerprint:
             and list(map(len, self._contents)) == self._n_parts
             and all(map(operator.is_, self._iterate_parts(), self._parts))
             and all(map(operator.is_, map(type, self._modules), self._types))
-            # A method that is patched into a module is one attribute more.
+            # A method patched into an instance is an additional attribute.
             and list(map(len, self._attributes)) == self._n_attributes
             and list(map(_address, self._parameters)) == self._addresses
             and list(map(_tensor_state, self._parameters)) == self._tensor_states
@@ -94,11 +94,11 @@ class Fingerprint:
 
 class Selection:
     """
-    The fast path of an algorithm in its present state, if it has one.
+    The fast path of an algorithm in its current state, if it has one.
 
     :param algorithm: algorithm
     :param path_class: see :class:`sb3_pg.fast.FastPath`
-    :param steps: methods of the algorithm that the fast path replaces, as they were defined
+    :param steps: original methods of the algorithm that the fast path replaces
     """
 
     def __init__(self, algorithm: Any, path_class: Any, steps: dict[str, object]) -> None:
@@ -109,7 +109,7 @@ class Selection:
         self.path = path_class.build(algorithm) if self._fingerprint.is_plain and not self._overridden else None
 
     def is_current(self, algorithm: Any) -> bool:
-        """Whether nothing has changed on which the choice depends, for the same algorithm."""
+        """Whether the selection is still valid, for the same algorithm."""
         return (
             algorithm.policy is self._policy
             and type(algorithm) is self._class
@@ -128,5 +128,5 @@ class Selection:
         return any(name in own or getattr(cls, name) is not step for name, step in self._steps.items())
 
     def __reduce__(self) -> tuple[object, ...]:
-        # A copy of the algorithm has networks of its own: it selects again.
+        # A copy of the algorithm has its own networks: it selects again.
         return type(None), ()

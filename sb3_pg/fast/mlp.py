@@ -1,8 +1,8 @@
 """
-Stacks of linear layers with hand-derived gradients, and the losses of actors and critics that are made of them.
+MLPs with hand-derived gradients, and the losses of actors and critics that consist of them.
 
-For a minibatch of 256 and two layers of 256 units, half of an update's time goes into what surrounds the matrix products:
-graph nodes, copies for ReLU, gradients that no optimizer takes. Here there is no graph, and activations work in place.
+For a minibatch of 256 and two layers of 256 units, half of an update's time is overhead around the matrix products: graph
+nodes, copies for ReLU, gradients that no optimizer uses. Here there is no graph, and activations work in place.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -20,15 +20,15 @@ from sb3_pg.fast.adam import take_step
 FEW_COLUMNS = 128
 
 ALL = slice(None)
-#: What stacks consist of: class and name of each method.
+#: Methods of which an MLP consists: class and name.
 METHODS = [(module, "forward") for module in (nn.Sequential, nn.Linear, nn.ReLU, nn.Tanh)]
 
 
 class _Activation(NamedTuple):
     """
-    :param apply: the function, in place
-    :param backward: writes the gradient with respect to its input into the third argument, from that with respect to its
-        output, and the output
+    :param apply: applies the function in place
+    :param backward: takes the gradient with respect to the output, and the output; writes the gradient with respect to the
+        input into the third argument
     """
 
     apply: Callable[[th.Tensor], th.Tensor]
@@ -44,12 +44,12 @@ def _activation(module: nn.Module) -> _Activation | None:
 
 class MLP:
     """
-    A stack of linear layers, each followed by ReLU, tanh or nothing. It shares the parameters of the modules.
+    Linear layers, each followed by ReLU, tanh or nothing. The parameters are shared with the modules.
 
     :param layers: linear layers
-    :param activations: what follows each of them
-    :param reduced: whether the products of large layers are in bfloat16. The others cost little; the first layer sees small
-        differences of observations, and the last one returns values whose differences are small too
+    :param activations: activation after each layer; ``None``: none
+    :param reduced: whether large layers compute in bfloat16. Small ones cost little: usually the first and the last layer,
+        which have to resolve small differences of observations and values
     """
 
     def __init__(self, layers: Sequence[nn.Linear], activations: Sequence[_Activation | None], reduced: bool) -> None:
@@ -63,10 +63,10 @@ class MLP:
 def find_mlps(networks: Iterable[nn.Module], reduced: bool = False, trained: bool = True) -> list[MLP] | None:
     """
     :param networks: ``nn.Sequential`` or ``nn.Linear``, without hooks
-    :param reduced: whether the products of large layers of an ``nn.Sequential`` are in bfloat16
-    :param trained: whether gradients will be asked for
-    :return: what each network computes; ``None`` if one is not made of linear layers with bias, each followed by at most one
-        ReLU or tanh, if it is not float32, if it is frozen though it should be trained, or if layers are shared
+    :param reduced: whether large layers of an ``nn.Sequential`` compute in bfloat16
+    :param trained: whether gradients are needed
+    :return: MLP of each network; ``None`` if one does not consist of linear layers with bias, each followed by at most one
+        ReLU or tanh, is not float32, is frozen although gradients are needed, or shares layers
     """
     found = [_find_mlp(network, reduced) for network in networks]
     mlps = [mlp for mlp in found if mlp is not None]
@@ -98,11 +98,11 @@ def _find_mlp(network: nn.Module, reduced: bool) -> MLP | None:
 
 
 class ForwardPass:
-    """A float32 minibatch ``[B, inputs]`` on its way through a stack, and back. Autograd must be off."""
+    """Forward pass of a float32 minibatch ``[B, inputs]``, and its backward pass. Autograd must be off."""
 
     def __init__(self, mlp: MLP, x: th.Tensor) -> None:
         self._mlp = mlp
-        # Written without further functions: once the products have swept the caches, each costs microseconds.
+        # Without helper functions: after the products have flushed the caches, each call costs microseconds.
         weights, biases, reduced = mlp.weights, mlp.biases, mlp.reduced
         if reduced:
             weights = list(map(_cast, weights, mlp.dtypes))
@@ -115,7 +115,7 @@ class ForwardPass:
             if activation is not None:
                 activation.apply(x)
             outputs.append(x)
-        # Each in the precision of the layer that it enters.
+        # Each in the precision of the next layer.
         self._outputs, self._weights = outputs, weights
         #: ``[B, outputs]``, float32
         self.output = x if not reduced else _cast(x, th.float32)
@@ -124,10 +124,10 @@ class ForwardPass:
         """
         Set the gradients of all parameters.
 
-        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; the others do not
-            count. Its memory is reused if the stack trains
-        :param columns: inputs whose derivative is wanted as well; ``None``: none of them
-        :param trains: otherwise the gradients of the parameters are left alone
+        :param gradient: derivative with respect to the outputs of the first R rows, ``[R, outputs]``; other rows are ignored.
+            With ``trains``, its memory is reused
+        :param columns: inputs whose derivative is returned; ``None``: none of them
+        :param trains: whether to set the gradients of the parameters
         :return: derivative with respect to these columns, ``[R, columns]``, or ``None``
         """
         mlp, outputs, weights = self._mlp, self._outputs, self._weights
@@ -169,7 +169,7 @@ def _product(a: th.Tensor, b: th.Tensor) -> th.Tensor:
 
 
 def set_gradient(parameter: th.Tensor, gradient: th.Tensor) -> None:
-    """Set ``parameter.grad``, laid out in memory as the parameter is: fused optimizers walk through both."""
+    """Set ``parameter.grad`` in the memory layout of the parameter: fused optimizers traverse both in parallel."""
     if gradient.stride() != parameter.stride():
         gradient = th.empty_like(parameter).copy_(gradient)
     parameter.grad = gradient
@@ -191,14 +191,14 @@ def fit_critics(critics: Sequence[MLP], inputs: th.Tensor, targets: th.Tensor, w
         error = forward.output - targets
         gradient = error * weights
         losses.append(th.dot(gradient[:, 0], error[:, 0]).mul_(0.5))
-        # Afterwards, since it reuses the memory of the gradient.
+        # Last, since it reuses the memory of the gradient.
         forward.backward(gradient)
         values.append(forward.output)
     return losses[0] if len(losses) == 1 else th.stack(losses).sum(), values[0]
 
 
 def min_q(critics: Sequence[MLP], inputs: th.Tensor) -> th.Tensor:
-    """The smallest value of all critics, ``[S, 1]``, for states and actions ``[S, D]``."""
+    """Minimum over the critics, ``[S, 1]``, for states and actions ``[S, D]``."""
     values = [ForwardPass(critic, inputs).output for critic in critics]
     return values[0] if len(values) == 1 else th.cat(values, dim=1).amin(dim=1, keepdim=True)
 
@@ -207,11 +207,11 @@ def min_q_gradient(
     critics: Sequence[MLP], inputs: th.Tensor, weights: th.Tensor, n_actions: int
 ) -> tuple[th.Tensor, th.Tensor]:
     """
-    :param critics: C networks, the smallest value counts
+    :param critics: C networks
     :param inputs: states and actions, ``[S, D]``
-    :param weights: ``[S, 1]``, of each value
-    :param n_actions: number of columns at the end of the inputs that are actions
-    :return: the weighted sum, and its gradient with respect to the actions, ``[S, A]``
+    :param weights: ``[S, 1]``, weight of each value
+    :param n_actions: number of action columns A, the last ones of the inputs
+    :return: weighted sum of the minimum over the critics, and its gradient with respect to the actions, ``[S, A]``
     """
     columns = slice(inputs.shape[1] - n_actions, None)
     passes = [ForwardPass(critic, inputs) for critic in critics]

@@ -1,7 +1,7 @@
 """
-Stacks of linear layers in numpy, forward and backward.
+Forward and backward passes of MLPs in numpy.
 
-For two hidden layers of 64 units and a few dozen observations PyTorch spends most of its time on bookkeeping; the arithmetic
+For two hidden layers of 64 units and a few dozen observations, PyTorch spends most of its time on bookkeeping; the arithmetic
 takes a fifth of it.
 """
 
@@ -18,7 +18,7 @@ Float32Array = npt.NDArray[np.float32]
 
 
 class _Activation(NamedTuple):
-    """A function, and its derivative as a function of its value: it multiplies the second argument. Both work in place."""
+    """A function, and the product of its derivative, as a function of its value, with a gradient. Both work in place."""
 
     apply: Callable[[Float32Array], object]
     backward: Callable[[Float32Array, Float32Array], object]
@@ -41,16 +41,16 @@ class _Layer(NamedTuple):
 
 
 class NumpyMLP:
-    """A stack of linear layers, made by :func:`numpy_mlp`."""
+    """Linear layers with activations, created by :func:`numpy_mlp`."""
 
     def __init__(self, layers: list[_Layer]) -> None:
         self._layers = layers
 
     def forward(self, x: Float32Array) -> list[Float32Array]:
-        """``x``, ``[S, inputs]``, and the output of each layer."""
+        """Return ``x``, ``[S, inputs]``, and the output of each layer."""
         outputs = [x]
         for layer in self._layers:
-            # One observation: the BLAS multiplies a matrix and a vector twice as fast.
+            # For one observation, a matrix-vector product is twice as fast.
             y = outputs[-1] @ layer.weight.T if len(x) != 1 else (layer.weight @ outputs[-1][0])[None]
             y += layer.bias
             if layer.activation is not None:
@@ -59,7 +59,7 @@ class NumpyMLP:
         return outputs
 
     def backward(self, outputs: list[Float32Array], gradient: Float32Array) -> None:
-        """Set the gradients of all layers, from the derivative with respect to the last output, which is overwritten."""
+        """Set the gradients of all layers, given the derivative with respect to the last output, which is overwritten."""
         for i in range(len(self._layers) - 1, -1, -1):
             layer = self._layers[i]
             if layer.activation is not None:
@@ -73,8 +73,8 @@ class NumpyMLP:
 def numpy_mlp(modules: Iterable[th.nn.Module], gradients: dict[int, Float32Array] | None = None) -> NumpyMLP | None:
     """
     :param modules: layers, first to last; float32, on the CPU
-    :param gradients: ``id`` of a parameter -> array to which its gradient is written; ``None``: for forward passes alone
-    :return: what they compute; ``None`` if they are not linear layers with bias, each followed by tanh, ReLU or nothing
+    :param gradients: ``id`` of a parameter -> array to which its gradient is written; ``None``: forward passes only
+    :return: MLP; ``None`` if they are not linear layers with bias, each followed by tanh, ReLU or nothing
     """
     modules, grad_of = list(modules), (gradients or {}).get
     linear = [type(module) is th.nn.Linear and module.bias is not None for module in modules]
@@ -97,7 +97,7 @@ def flatten_observations(obs: Array) -> Float32Array:
 
 
 def clip_gradient(gradient: Float32Array, max_norm: float | None) -> float:
-    """``torch.nn.utils.clip_grad_norm_`` of one array, in place; returns the norm before."""
+    """``torch.nn.utils.clip_grad_norm_`` for one array; returns the norm before clipping."""
     norm = float(np.sqrt(gradient @ gradient))
     if max_norm is not None and norm > max_norm:
         gradient *= max_norm / (norm + 1e-6)

@@ -1,4 +1,4 @@
-"""As many threads for numpy's BLAS as for torch, which ``torch.set_num_threads`` alone does not arrange."""
+"""Torch's number of threads for numpy's BLAS, to which ``torch.set_num_threads`` does not apply."""
 
 import functools
 import threading
@@ -12,25 +12,25 @@ from threadpoolctl import LibController, ThreadpoolController  # type: ignore[im
 
 @dataclass
 class _Limit:
-    """The number of threads of one library while blocks are open."""
+    """The number of threads of one library while blocks are active."""
 
-    before: int  # to be restored
-    ours: int  # what was set last
+    before: int  # restored at the end
+    ours: int  # the latest one set here
     n_blocks: int = 0
 
 
 _lock = threading.Lock()
-# By library, and by thread where the number belongs to a thread.
+# Keyed by library, and by thread if each thread has its own number.
 _limits: dict[tuple[LibController, int | None], _Limit] = {}
 
 
-@functools.cache  # looking through the shared libraries of the process takes milliseconds
+@functools.cache  # scanning the shared libraries of the process takes milliseconds
 def _libraries() -> tuple[LibController, ...]:
     return tuple(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def _is_per_thread(library: LibController) -> bool:
-    # MKL_Set_Num_Threads_Local and omp_set_num_threads: the number holds in the thread that sets it.
+    # MKL_Set_Num_Threads_Local and omp_set_num_threads: the number only applies to the calling thread.
     return library.internal_api == "mkl" or (
         library.internal_api == "openblas" and getattr(library, "threading_layer", "") == "openmp"
     )
@@ -40,7 +40,7 @@ def _set(library: LibController, n_threads: int) -> None:
     if library.num_threads == n_threads:
         return
     library.set_num_threads(n_threads)
-    # threadpoolctl 3.8 ignores other threads than the one that set OpenBLAS first. The block that ends last may be in another.
+    # threadpoolctl 3.8 ignores all threads but the first one that set OpenBLAS. The last block may end in another thread.
     if hasattr(library, "clear_controlling_thread"):
         library.clear_controlling_thread()
 
@@ -48,10 +48,10 @@ def _set(library: LibController, n_threads: int) -> None:
 @contextmanager
 def blas_threads() -> Iterator[None]:
     """
-    Give numpy's BLAS torch's number of threads within the block.
+    Set numpy's BLAS to torch's number of threads within the block.
 
-    Blocks may be nested, and overlap in several threads: the last one that ends restores the number that the first one found.
-    A number that somebody else has set in between stays.
+    Blocks may be nested, and may overlap in several threads: the last one to end restores the number that the first one found.
+    A number set by other code in between is kept.
     """
     keys = [(library, threading.get_ident() if _is_per_thread(library) else None) for library in _libraries()]
     with _lock:

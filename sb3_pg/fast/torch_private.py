@@ -1,8 +1,8 @@
 """
 Every private function of PyTorch that the package uses.
 
-Each is looked up and checked at its first use. If it is missing or behaves differently, a public function takes its place, or,
-where there is none, the caller is told so and falls back to the reference.
+Each is looked up and checked at its first use. If it is missing or behaves differently, a public function replaces it; if
+there is none, the caller is informed and falls back to the reference.
 """
 
 import functools
@@ -19,26 +19,26 @@ _MODES = ("_len_torch_function_stack", "_len_torch_dispatch_stack")
 
 @functools.cache
 def _look_up(module: str, names: tuple[str, ...]) -> list[Any] | None:
-    """What a module has under these names; ``None`` if one is missing."""
-    # torch.optim deletes the names of its modules.
+    """Attributes of a module; ``None`` if one is missing."""
+    # By import, since torch.optim deletes the names of its submodules.
     found = [getattr(importlib.import_module(module), name, None) for name in names]
     return None if any(each is None for each in found) else found
 
 
 def has_global_module_hooks() -> bool:
-    """Whether hooks for all modules are registered; ``True`` if this cannot be found out."""
+    """Whether hooks for all modules are registered; ``True`` if this cannot be determined."""
     registries = _look_up("torch.nn.modules.module", _MODULE_HOOKS)
     return registries is None or any(registries)
 
 
 def has_global_optimizer_hooks() -> bool:
-    """Whether hooks for all optimizers are registered; ``True`` if this cannot be found out."""
+    """Whether hooks for all optimizers are registered; ``True`` if this cannot be determined."""
     registries = _look_up("torch.optim.optimizer", _OPTIMIZER_HOOKS)
     return registries is None or any(registries)
 
 
 def has_modes() -> bool:
-    """Whether a mode intercepts the functions of torch (a default device is one); ``True`` if this cannot be found out."""
+    """Whether a mode intercepts the functions of torch (a default device is one); ``True`` if this cannot be determined."""
     counters = _look_up("torch._C", _MODES)
     return counters is None or any(counter() for counter in counters)
 
@@ -69,7 +69,7 @@ def fused_adam() -> Callable[..., Any] | None:
 @functools.cache
 def activation_backward(name: str) -> Callable[[th.Tensor, th.Tensor, th.Tensor], object]:
     """
-    The derivative of an activation, written into memory that exists already.
+    The derivative of an activation, written into existing memory.
 
     :param name: ``"tanh"`` or ``"relu"``
     :return: function of the gradient with respect to the output, the output, and the tensor to write to
