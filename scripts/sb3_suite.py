@@ -1,9 +1,9 @@
 """
-What our classes lose of Stable-Baselines3's own test suite: the plugin and the comparison of ``scripts/sb3_suite.sh``.
+Stable-Baselines3's own test suite with our classes: the plugin and the comparison of ``scripts/sb3_suite.sh``.
 
-As a pytest plugin (``-p sb3_suite --replace A2C=sb3_pg:NStepA2C --record FILE``) it puts classes in the place of SB3's before
-the tests are imported; the first of them is the one under test. The ids of the tests stay. The record holds each test's
-outcome and whether it built a model of the class. ``python sb3_suite.py REFERENCE OURS NAME`` compares two records.
+As a pytest plugin (``-p sb3_suite --replace A2C=sb3_pg:NStepA2C --record FILE``) it replaces classes of SB3 before the tests
+are imported; the first one is the class under test. The test ids do not change. The record contains the outcome of each test
+and whether it built a model of the class. ``python sb3_suite.py REFERENCE OURS NAME`` compares two records.
 """
 
 import json
@@ -17,24 +17,24 @@ from typing import Any
 
 import pytest
 
-_FOLDER = {"test_tensorboard.py::test_tensorboard": "the folder of the logs has the name of the class"}
-_BARS = "a learning bar for the defaults of SB3's class, after some hundred steps"
+_FOLDER = {"test_tensorboard.py::test_tensorboard": "the log directory is named after the class"}
+_BARS = "a reward threshold for the defaults of SB3's class, after a few hundred steps"
 _SEGMENTS = "SVG0 replays segments with behaviour log-probabilities"
 _SVG0 = {
     **_FOLDER,
     "replay_buffer_class=HerReplayBuffer cannot store": _SEGMENTS,
     "replay_buffer_class=NStepReplayBuffer cannot store": _SEGMENTS,
-    "n_steps=3 is not supported": "td_lambda looks ahead",
-    "test_n_step_replay.py::*DID NOT WARN": "n_steps is rejected, not warned of",
+    "n_steps=3 is not supported": "td_lambda sets the look-ahead",
+    "test_n_step_replay.py::*DID NOT WARN": "n_steps raises an error instead of a warning",
     "batch_size=1 is the number of steps": _SEGMENTS,
     "n_critics is an argument of SVG0": "n_critics is an argument of the algorithm",
     "use_sde=True is not supported": "there is no state-dependent exploration",
     "unexpected keyword argument 'sde_sample_freq'": "there is no state-dependent exploration",
-    "optimize_memory_usage=True would lose": "final observations are kept",
-    "test_identity.py::test_continuous": "a learning bar, after 400 steps; with the options of SAC it passes",
-    "test_features_extractor_target_net": "actor and critics share no features extractor",
+    "optimize_memory_usage=True would lose": "final observations are stored",
+    "test_identity.py::test_continuous": "a reward threshold after 400 steps; with the options of SAC it passes",
+    "test_features_extractor_target_net": "actor and critics do not share a features extractor",
 }
-# Our class, for SB3's -> part of "test id: message", a pattern -> why the test does not apply.
+# Pair of our class and SB3's -> pattern that matches a part of "test id: message" -> why the test does not apply.
 EXPECTED: dict[str, dict[str, str]] = {
     "NStepA2C-for-A2C": {
         **_FOLDER,
@@ -43,17 +43,17 @@ EXPECTED: dict[str, dict[str, str]] = {
     },
     "VPG-for-A2C": {
         **_FOLDER,
-        "test_custom_rollout_buffer: *cannot store what VPG needs": "rollouts hold truncation apart from termination",
-        "must not share parameters with the policy": "the critic has an optimizer of its own",
+        "test_custom_rollout_buffer: *cannot store what VPG needs": "rollouts store truncation separately from termination",
+        "must not share parameters with the policy": "the critic has its own optimizer",
         "test_gae.py::test_infinite_horizon": _BARS,
         "test_identity.py::test_": _BARS,
     },
     "SVG0-for-SAC": _SVG0,
     "SVG0-for-DDPG": _SVG0,
     "HERDDPG-for-DDPG": {
-        "needs a goal environment": "it is for goals",
-        "copy_info_dict=True is not supported": "rewards depend on the goals alone",
-        "gamma=None stands for": "it is for goals",  # checked later than the time limit
+        "needs a goal environment": "it requires goal environments",
+        "copy_info_dict=True is not supported": "rewards depend only on the goals",
+        "gamma=None stands for": "it requires goal environments",  # which is checked after the time limit
     },
 }
 
@@ -64,20 +64,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     """
     Add the plugin's options.
 
-    :param parser: pytest's own
+    :param parser: pytest's parser
     """
-    parser.addoption(
-        "--replace", required=True, action="append", help="name of SB3's class = module:name of the class to test"
-    )
-    parser.addoption("--record", required=True, help="file to write outcomes to")
-    parser.addoption("--passed-in", help="record of another run: only tests that passed there, with a model of the class")
+    parser.addoption("--replace", required=True, action="append", help="name of SB3's class=module:name of the class to test")
+    parser.addoption("--record", required=True, help="output file of the outcomes")
+    parser.addoption("--passed-in", help="record of another run: run only tests that passed there with a model of the class")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """
-    Replace the class.
+    Replace the classes.
 
-    :param config: pytest's own
+    :param config: pytest's configuration
     """
     import stable_baselines3
 
@@ -88,22 +86,22 @@ def pytest_configure(config: pytest.Config) -> None:
     original = replacement.__init__
 
     @wraps(original)
-    def note_use(self: Any, *args: Any, **kwargs: Any) -> None:
-        global _used  # noqa: PLW0603  # the one test that is running
+    def record_use(self: Any, *args: Any, **kwargs: Any) -> None:
+        global _used  # noqa: PLW0603  # of the test that is running
         _used = _used or type(self) is replacement
         original(self, *args, **kwargs)
 
-    replacement.__init__ = note_use
+    replacement.__init__ = record_use
     config.pluginmanager.register(_Plugin(name, replacement, config), "sb3_suite_run")
 
 
 class _Plugin:
     """
-    Keeps the ids, selects, records.
+    Keeps the test ids, selects tests, and records outcomes.
 
-    :param name: of the class that is replaced
-    :param replacement: takes its place
-    :param config: pytest's own
+    :param name: name of the replaced class
+    :param replacement: class in its place
+    :param config: pytest's configuration
     """
 
     def __init__(self, name: str, replacement: type, config: pytest.Config) -> None:
@@ -117,18 +115,18 @@ class _Plugin:
     def pytest_make_parametrize_id(self, val: object) -> str | None:
         """
         :param val: parameter of a test
-        :return: its name in the id of the test, ``None``: as usual
+        :return: its name in the test id; ``None``: the default
         """
         return self.name if val is self.replacement else None
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
         """
-        :param items: the tests; those that are not selected are removed
+        :param items: collected tests; those that are not selected are removed
         """
         items[:] = filter(self._is_wanted, items)
 
     def _is_wanted(self, item: pytest.Item) -> bool:
-        """Whether a test is among the selected ones, or is not made for another algorithm."""
+        """Whether a test is selected or, without a selection, is not for another algorithm."""
         if self.selected is not None:
             return item.nodeid in self.selected
         from stable_baselines3.common.base_class import BaseAlgorithm
@@ -140,10 +138,10 @@ class _Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: pytest.Item) -> Any:
         """
-        :param item: the test; whether it used the class becomes a property of its report
-        :return: of the hook
+        :param item: test; its report gets a property that says whether it used the class
+        :return: result of the hook
         """
-        global _used  # noqa: PLW0603  # the one test that is running
+        global _used  # noqa: PLW0603  # of the test that is running
         _used = False
         try:
             return (yield)
@@ -152,7 +150,7 @@ class _Plugin:
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """
-        :param report: of one phase of a test; also called for those of other processes
+        :param report: report of one phase of a test, also of tests in worker processes
         """
         if report.when == "call" or report.outcome == "failed":
             crash = getattr(report.longrepr, "reprcrash", None)
@@ -168,7 +166,7 @@ class _Plugin:
 
 def load(path: Path) -> dict[str, dict[str, Any]]:
     """
-    :param path: a record
+    :param path: file of a record
     :return: test id -> outcome, use of the class, message of the failure
     """
     record: dict[str, dict[str, Any]] = json.loads(path.read_text())
@@ -177,7 +175,7 @@ def load(path: Path) -> dict[str, dict[str, Any]]:
 
 def passed(record: dict[str, dict[str, Any]]) -> list[str]:
     """
-    :param record: of one run
+    :param record: record of one run
     :return: ids of the tests that passed and built a model of the class
     """
     return [test for test, result in record.items() if result["outcome"] == "passed" and result["used"]]
@@ -185,12 +183,12 @@ def passed(record: dict[str, dict[str, Any]]) -> list[str]:
 
 def main(reference_path: str, ours_path: str, name: str) -> int:
     """
-    Compare two runs and print what is lost.
+    Compare two runs, and print the tests that only our class fails.
 
     :param reference_path: record with SB3's class
-    :param ours_path: record with ours
+    :param ours_path: record with our class
     :param name: key of :data:`EXPECTED`
-    :return: exit code: 1 if a test is lost that the table does not list
+    :return: exit code: 1 if our class fails a test that the table does not list
     """
     reference, ours = passed(load(Path(reference_path))), load(Path(ours_path))
     expected = EXPECTED.get(name, {})

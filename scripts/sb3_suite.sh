@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Stable-Baselines3's own tests with our classes in the place of its classes: prints what ours lose, and fails if one of these
-# losses has no reason in scripts/sb3_suite.py. Run by hand, with the Python on the PATH, in which sb3_pg is installed.
-# Arguments choose among the pairs: scripts/sb3_suite.sh VPG SVG0-for-SAC
+# Run Stable-Baselines3's own tests with our classes in place of SB3's, and print the tests that only ours fail. Exits with 1
+# if one of them has no reason in scripts/sb3_suite.py. Run by hand, with the Python on the PATH, in which sb3_pg is installed.
+# Arguments select pairs: scripts/sb3_suite.sh VPG SVG0-for-SAC
 source "$(dirname "${BASH_SOURCE[0]}")/_common.sh"
 
-# Ours for SB3's. The tests of a package that is not installed (ale_py) are left out.
+# Our class for SB3's class. Tests of a package that is not installed (ale_py) are skipped.
 pairs=(NStepA2C-for-A2C VPG-for-A2C SVG0-for-SAC SVG0-for-DDPG HERDDPG-for-DDPG)
 version=$(python -c 'import sb3_pg, stable_baselines3 as sb3; print(sb3.__version__)') ||
     die "sb3_pg is not installed for $(command -v python): activate its environment, or run scripts/quickstart.sh"
@@ -19,12 +19,12 @@ tar -xf "$work"/stable_baselines3-*.tar.gz -C "$work"
 suite=$(echo "$work"/stable_baselines3-*/tests)
 cp "$suite/../pyproject.toml" "$work"
 
-# run CLASS PATH RECORD ARGUMENT...: the tests in which CLASS occurs, with PATH in its place.
+# run CLASS PATH RECORD ARGUMENT...: run the tests in which CLASS occurs, with the class at PATH in its place.
 run() {
     local name=$1 path=$2 record=$3 files
     shift 3
     mapfile -t files < <(grep -lwE "$name" "$suite"/test_*.py)
-    # Failures are what we are here for: the comparison decides.
+    # Failures are expected: the comparison determines the exit code.
     (cd "$work" && python -m pytest -p sb3_suite -c pyproject.toml --rootdir "$work" -p no:cacheprovider -q --tb no --no-summary \
         -m "not expensive" -n "${PYTEST_WORKERS:-2}" --replace "$name=$path" --record "$record" "$@" "${files[@]}") || true
 }
