@@ -15,7 +15,7 @@ import numpy.typing as npt
 FILE = Path(__file__).parent / "data" / "updates.npz"
 N_UPDATES = 50
 
-# Small networks: a rounding error stays a rounding error for fifty updates.
+# With small networks, rounding errors stay small for fifty updates.
 _NET: dict[str, Any] = {"net_arch": [16, 16]}
 _POLICY: dict[str, Any] = {"policy": "MlpPolicy", "policy_kwargs": _NET, "seed": 3, "device": "cpu"}
 _CARTPOLE = {**_POLICY, "env": "CartPole-v1"}
@@ -77,14 +77,14 @@ CONFIGURATIONS: dict[str, dict[str, dict[str, Any]]] = {
 
 def parameters_after_updates(algorithm: type[Any], options: dict[str, Any]) -> npt.NDArray[np.float32]:
     """
-    :param algorithm: class
+    :param algorithm: class of the algorithm
     :param options: arguments of its constructor
-    :return: all parameters after :data:`N_UPDATES` updates (of NStepA2C and VPG: rollouts), flattened
+    :return: all parameters after :data:`N_UPDATES` updates (rollouts of NStepA2C and VPG), flattened
     """
     from stable_baselines3.common.callbacks import BaseCallback
 
     class Stop(BaseCallback):
-        """Ends the training run when there have been enough updates."""
+        """Stops training after enough updates."""
 
         def _on_step(self) -> bool:
             return self.model._n_updates < N_UPDATES
@@ -94,8 +94,8 @@ def parameters_after_updates(algorithm: type[Any], options: dict[str, Any]) -> n
 
 
 def main() -> None:
-    """Record."""
-    import conftest  # noqa: F401  # registers the environment
+    """Record all configurations."""
+    import conftest  # noqa: F401  # registers PointGoal-v0
 
     from sb3_pg.registry import ALGOS
 

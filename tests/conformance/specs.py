@@ -1,7 +1,7 @@
 """
-What each algorithm of the registry promises: the one table over which the tests of common behaviour loop.
+Specification of each algorithm of the registry: the table over which the tests of common behaviour are parametrised.
 
-A new algorithm adds a row to :data:`SPECS`. Reading the table imports neither torch nor Stable-Baselines3.
+A new algorithm adds a row to :data:`SPECS`. Importing this module imports neither torch nor Stable-Baselines3.
 """
 
 import pkgutil
@@ -22,26 +22,26 @@ _NETWORK: Options = {"net_arch": [8]}
 @dataclass(frozen=True)
 class Spec:
     """
-    One algorithm.
+    Specification of one algorithm.
 
-    :param key: what the zoo calls it
-    :param small: arguments of a model that is quick to build and to train, in an environment that the zoo can find
-    :param options: further arguments of the models in :func:`make`
-    :param peer: SB3's class that it is compared with, ``module:name``
-    :param peer_options: arguments of SB3's class, where they differ
-    :param variants: options of the algorithm under which everything must work as well, by name
-    :param on_policy: whether it learns from rollouts rather than from a replay buffer
+    :param key: name in the zoo
+    :param small: arguments of a small model in a registered environment
+    :param options: further arguments of the models in :meth:`make`
+    :param peer: SB3's class for comparison, ``module:name``
+    :param peer_options: arguments of SB3's class in :meth:`make_peer`
+    :param variants: name -> options of the algorithm with which everything must work as well
+    :param on_policy: whether it learns from rollouts instead of a replay buffer
     :param actions: keys of ``envs.ACTION_SPACES``
     :param observations: keys of ``envs.OBSERVATION_SPACES``, or ``"goal"``, ``"goal_bits"``, ``"goal_image"``
-    :param observation_options: arguments that a kind of observation needs
+    :param observation_options: kind of observation -> arguments that it requires
     :param sde: whether it supports generalised state-dependent exploration
-    :param normalizable: whether it learns behind ``VecNormalize``
-    :param stackable: whether it learns behind ``VecFrameStack``
-    :param randomizes: whether ``predict`` draws random actions
-    :param n_envs: of the models in :func:`make`
-    :param trained: beginnings of the names of parameters; some of each must change
-    :param optimizers: attributes of the model that are its optimizers
-    :param logged: what is logged under ``train/`` with discrete actions, or with boxes if there are no others
+    :param normalizable: whether it supports ``VecNormalize``
+    :param stackable: whether it supports ``VecFrameStack``
+    :param randomizes: whether ``predict`` samples actions by default
+    :param n_envs: number of environments of the models in :meth:`make`
+    :param trained: prefixes of parameter names; for each, some of the parameters must change
+    :param optimizers: attributes of the model that hold its optimizers
+    :param logged: names logged under ``train/`` with the first kind of action
     """
 
     key: str
@@ -65,29 +65,29 @@ class Spec:
 
     @property
     def free(self) -> bool:
-        """Whether it takes observations of every kind: no goals."""
+        """Whether it supports environments without goals."""
         return "box" in self.observations
 
     @cached_property
     def algorithm(self) -> Any:
-        """The class."""
+        """Class of the algorithm."""
         from sb3_pg.registry import ALGOS
 
         return ALGOS[self.key].load_class()
 
     @cached_property
     def peer_class(self) -> Any:
-        """SB3's class."""
+        """SB3's class for comparison."""
         return pkgutil.resolve_name(self.peer)
 
     @property
     def observation(self) -> str:
-        """The simplest observation."""
+        """Simplest kind of observation."""
         return "box" if self.free else self.observations[0]
 
     def envs(self, n_envs: int | None = None, **kwargs: Any) -> "DummyVecEnv":
         """
-        :param n_envs: number of environments, that of the table by default
+        :param n_envs: number of environments; by default that of the specification
         :param kwargs: arguments of :func:`build_env`
         :return: monitored environments
         """
@@ -100,7 +100,7 @@ class Spec:
     def make(self, env: Any = None, cls: Any = None, **kwargs: Any) -> Any:
         """
         :param env: environments, :meth:`envs` by default
-        :param cls: class of the model, for a subclass
+        :param cls: class of the model, such as a subclass
         :param kwargs: further arguments
         :return: a small model
         """
@@ -128,7 +128,7 @@ def build_env(observation: str, action: str, truncate: bool = False) -> Any:
     :param observation: kind of observation, see :class:`Spec`
     :param action: kind of action; goal environments have boxes
     :param truncate: whether a time limit ends the episodes; in goal environments it always does
-    :return: environment with episodes of four steps, of eight with goals
+    :return: environment with episodes of four steps, or eight steps with goals
     """
     import gymnasium as gym
     from envs import MatchEnv
@@ -144,7 +144,7 @@ def build_env(observation: str, action: str, truncate: bool = False) -> Any:
 
 def policy_for(space: Any) -> str:
     """
-    :param space: of the observations
+    :param space: observation space
     :return: name of the policy
     """
     from gymnasium import spaces

@@ -1,4 +1,4 @@
-"""Models and replay buffers that were saved before the modules moved, and the names under which modules were imported then."""
+"""Models and replay buffers saved before modules were moved, and earlier import paths."""
 
 import importlib
 from pathlib import Path
@@ -10,7 +10,7 @@ import pytest
 from conformance.specs import SPECS
 
 DATA = Path(__file__).parent / "data"
-# What each model predicted when it was saved, where every number of the observation is 0.1, and how long it had trained.
+# Actions of each model when it was saved, for observations filled with 0.1, and its number of training steps.
 ACTIONS: dict[str, Any] = {
     "vpg": 0,
     "nstep_a2c": 0,
@@ -21,7 +21,7 @@ N_STEPS = {"vpg": 64, "nstep_a2c": 60, "svg0": 60, "her_ddpg": 60}
 
 
 @pytest.mark.parametrize("key", ACTIONS)
-def test_models_predict_as_before_and_go_on_training(key: str) -> None:
+def test_models_predict_as_before_and_continue_training(key: str) -> None:
     spec = SPECS[key]
     model = spec.algorithm.load(DATA / key, device="cpu")
     assert model.num_timesteps == N_STEPS[key]
@@ -43,7 +43,7 @@ def test_models_predict_as_before_and_go_on_training(key: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new"), [("sb3_pg.common.returns", "sb3_pg.estimators.returns"), ("sb3_pg.envpool", "sb3_pg.envs.envpool")]
 )
-def test_old_import_paths_lead_to_the_modules(old: str, new: str) -> None:
+def test_old_import_paths_refer_to_the_new_modules(old: str, new: str) -> None:
     earlier, present = map(importlib.import_module, (old, new))
     own = {name: value for name, value in vars(present).items() if getattr(value, "__module__", "") == new and name[0] != "_"}
     assert len(own) > 1

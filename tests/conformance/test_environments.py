@@ -1,4 +1,4 @@
-"""Every algorithm learns in the environments of Stable-Baselines3's users: spaces, vectorisation, wrappers, exploration."""
+"""Every algorithm trains in environments of every kind: spaces, vectorisation, wrappers, exploration."""
 
 from typing import Any
 
@@ -25,8 +25,8 @@ BOXES = [
 
 def variants_of(*names: str) -> list[Any]:
     """
-    :param names: restricts to those algorithms that have a truth value of this name
-    :return: parameters (spec, options): each algorithm as it is, and each of its variants
+    :param names: attributes of :class:`Spec` that must be true
+    :return: parameters (spec, options) of each algorithm with default options, and of each of its variants
     """
     return [
         pytest.param(spec, options, id=f"{spec.key}-{variant}")
@@ -64,7 +64,7 @@ def test_variants(spec: Spec, options: Any) -> None:
 
 
 class InBounds(gym.Wrapper[Any, Any, Any, Any]):
-    """Insists on actions within the bounds of the action space, of its shape."""
+    """Asserts that actions have the shape of the action space and are within its bounds."""
 
     def step(self, action: Any) -> Any:
         space = self.action_space
@@ -109,7 +109,7 @@ def test_normalised_environments(spec: Spec, options: Any) -> None:
 
 @pytest.mark.parametrize(("spec", "options"), variants_of("stackable"))
 def test_stacked_frames(spec: Spec, options: Any) -> None:
-    """The final observation of a cut episode is stacked like the others; images are transposed after that."""
+    """The final observation of a truncated episode is stacked like the others; images are transposed afterwards."""
     for observation, shape in {"box": (6,), **({} if options else {"image": (2, 36, 36)})}.items():
         env = VecFrameStack(spec.envs(2, observation=observation, truncate=True), n_stack=2)
         model = spec.make(env, **options)
@@ -118,7 +118,7 @@ def test_stacked_frames(spec: Spec, options: Any) -> None:
 
 
 @pytest.mark.slow
-def test_environments_in_processes_of_their_own_train_alike(spec: Spec) -> None:
+def test_subprocesses_do_not_change_the_result(spec: Spec) -> None:
     results = []
     for vec_env in (DummyVecEnv, SubprocVecEnv):
         arguments = (spec.observation, spec.actions[0], True)
@@ -130,7 +130,7 @@ def test_environments_in_processes_of_their_own_train_alike(spec: Spec) -> None:
     assert all(np.array_equal(value, results[1][name]) for name, value in results[0].items())
 
 
-def test_environment_by_name_single_or_wrapped(spec: Spec) -> None:
+def test_environments_by_id_single_or_wrapped(spec: Spec) -> None:
     for env in (spec.small["env"], build_env(spec.observation, spec.actions[0])):
         check_training(spec.algorithm(**{"seed": 0, "device": "cpu", **spec.small, "env": env}), 100)
     wrapped = make_vec_env(lambda: gym.wrappers.RecordEpisodeStatistics(build_env(spec.observation, spec.actions[0])), 2)

@@ -1,8 +1,8 @@
 """
-What users do to a model in mid-training has its effect, as in Stable-Baselines3, whether the fast path is on or off.
+Changes by users to a model take effect during training, as in Stable-Baselines3, with and without the fast path.
 
-Each row of the table changes a model, before training or in a callback in the middle of it. The effect is checked with the
-fast path, without it, and with SB3's class; with and without the fast path the trained parameters are equal.
+Each row of the table changes a model, before training or in a callback during training. The effect is checked with the fast
+path, without it, and with SB3's class; the trained parameters with and without the fast path are equal.
 """
 
 import copy
@@ -29,9 +29,9 @@ from torch.optim.optimizer import register_optimizer_step_post_hook, register_op
 
 from sb3_pg import SVG0, VPG, fast
 
-# Vectorised steps of two environments: updates before and after, and no end of a rollout at the change.
+# Steps of two environments: there are updates before and after the change, which is not at the end of a rollout.
 N_ENVS, CHANGE_AT, N_STEPS = 2, 13, 26
-# Without noise, what the policy computes is what the environments get.
+# Without noise, the environments get the actions of the policy.
 QUIET: dict[str, Options] = {"her_ddpg": {"random_eps": 0.0, "action_noise_std": 0.0}}
 LARGE, VALUE = 40.0, 2.0
 
@@ -39,13 +39,13 @@ LARGE, VALUE = 40.0, 2.0
 @dataclass
 class Log:
     """
-    What one training run tells.
+    Record of one training run.
 
-    :param hits: calls that the change counts
-    :param before: parameters when the change had just been made
-    :param actions: those taken after it
-    :param undo: takes back what is global
-    :param notes: anything else that a change leaves for the check
+    :param hits: number of calls counted by the change
+    :param before: parameters directly after the change
+    :param actions: actions after the change
+    :param undo: reverts global changes
+    :param notes: further data of the change, for the check
     """
 
     hits: int = 0
@@ -55,7 +55,7 @@ class Log:
     notes: dict[str, Any] = field(default_factory=dict)
 
     def count(self, *_: Any, **__: Any) -> None:
-        """Count a call; as a hook it changes nothing."""
+        """Count a call. As a hook, it has no other effect."""
         self.hits += 1
 
 
@@ -65,14 +65,14 @@ Change = Callable[[Any, Log], None]
 @dataclass(frozen=True)
 class Row:
     """
-    A line of the table.
+    A row of the table.
 
-    :param change: what is done to a model
-    :param checks: what must have come of it after the training
-    :param at: ``"start"``, before the training; ``"step"``, at a step in the middle of it
-    :param on_policy: whether it is for on-policy algorithms alone, or for off-policy ones alone; ``None``: for all
+    :param change: change of a model
+    :param checks: checks after training
+    :param at: ``"start"``: change before training; ``"step"``: change at a step during training
+    :param on_policy: True: only for on-policy algorithms; False: only for off-policy algorithms; ``None``: for all
     :param options: arguments of the models
-    :param peer: whether SB3's class shows the effect
+    :param peer: whether the change has the same effect on SB3's class
     """
 
     change: Change
@@ -85,10 +85,10 @@ class Row:
 
 class Intervene(BaseCallback):
     """
-    Makes the change, and records what follows.
+    Applies the change, and records subsequent actions.
 
-    :param row: of the table
-    :param log: filled
+    :param row: row of the table
+    :param log: record of the training run, to be filled
     """
 
     def __init__(self, row: Row, log: Log) -> None:
@@ -104,20 +104,18 @@ class Intervene(BaseCallback):
 
 
 def change(model: Any, row: Row, log: Log) -> None:
-    """
-    :param model: changed
-    :param row: says how
-    :param log: gets the parameters after the change
-    """
+    """Apply a change, and record the parameters after it."""
     row.change(model, log)
     log.before = {name: value.detach().clone() for name, value in model.policy.named_parameters()}
 
 
 def trained(model: Any, row: Row) -> Log:
     """
-    :param model: trained, with the change
-    :param row: of the table
-    :return: what happened; the checks have passed
+    Train a model with a change, and run the checks.
+
+    :param model: model to train
+    :param row: row of the table
+    :return: record of the training run
     """
     log = Log()
     with log.undo:
@@ -134,8 +132,8 @@ def trained(model: Any, row: Row) -> Log:
 
 def output_layer(model: Any) -> tuple[nn.Module, str]:
     """
-    :param model: of any algorithm
-    :return: module that holds the last linear layer of the actor, and its name there
+    :param model: model of any algorithm
+    :return: module that contains the last linear layer of the actor, and the layer's name there
     """
     if hasattr(model.policy, "action_net"):
         return model.policy, "action_net"
@@ -145,8 +143,8 @@ def output_layer(model: Any) -> tuple[nn.Module, str]:
 
 def value_layer(model: Any) -> tuple[nn.Module, str]:
     """
-    :param model: of any algorithm
-    :return: module that holds the last linear layer of the (first) critic, and its name there
+    :param model: model of any algorithm
+    :return: module that contains the last linear layer of the (first) critic, and the layer's name there
     """
     if hasattr(model.policy, "value_net"):
         return model.policy, "value_net"
@@ -156,24 +154,24 @@ def value_layer(model: Any) -> tuple[nn.Module, str]:
 def last_linear(network: nn.Module) -> str:
     """
     :param network: sequence of layers
-    :return: name of the last that has weights
+    :return: name of the last linear layer
     """
     return [name for name, layer in network.named_children() if isinstance(layer, nn.Linear)][-1]
 
 
 def layer_of(place: tuple[nn.Module, str]) -> Any:
     """
-    :param place: module and name
-    :return: what is there
+    :param place: module or optimizer owner, and name of an attribute
+    :return: value of the attribute
     """
     return getattr(*place)
 
 
 def constant_layer(layer: nn.Linear, value: float = LARGE) -> nn.Linear:
     """
-    :param layer: any
-    :param value: of the output
-    :return: a layer of the same shape whose output does not depend on the input
+    :param layer: linear layer
+    :param value: output
+    :return: a layer of the same shape with constant output
     """
     constant = copy.deepcopy(layer)
     constant.weight.data.zero_()
@@ -183,8 +181,8 @@ def constant_layer(layer: nn.Linear, value: float = LARGE) -> nn.Linear:
 
 def largest(model: Any) -> nn.Linear:
     """
-    :param model: of any algorithm
-    :return: an output layer with which the actor takes the greatest action, or the first of several
+    :param model: model of any algorithm
+    :return: output layer with which the actor always takes the maximum action, or the first discrete one
     """
     layer = constant_layer(layer_of(output_layer(model)))
     if isinstance(model.action_space, spaces.Discrete):
@@ -194,24 +192,24 @@ def largest(model: Any) -> nn.Linear:
 
 def is_critic(name: str) -> bool:
     """
-    :param name: of a parameter
-    :return: whether it is the critic's
+    :param name: name of a parameter
+    :return: whether it belongs to the critic
     """
     return name.startswith("critic.") or "value" in name
 
 
 def is_actor(name: str) -> bool:
     """
-    :param name: of a parameter
-    :return: whether it is the actor's
+    :param name: name of a parameter
+    :return: whether it belongs to the actor
     """
     return not is_critic(name) and "_target." not in name
 
 
 def actor_optimizer(model: Any) -> tuple[Any, str]:
     """
-    :param model: of any algorithm
-    :return: who has the optimizer of the actor, and its name there
+    :param model: model of any algorithm
+    :return: object that has the optimizer of the actor, and the attribute's name
     """
     return (model.actor if hasattr(model, "actor") else model.policy), "optimizer"
 
@@ -220,28 +218,23 @@ def actor_optimizer(model: Any) -> tuple[Any, str]:
 
 
 def acts(model: Any, log: Log) -> None:
-    """
-    :param model: after training
-    :param log: every action after the change was that of :func:`largest`
-    """
+    """Check that all actions after the change are those of :func:`largest`."""
     expected = 0 if isinstance(model.action_space, spaces.Discrete) else model.action_space.high
     assert len(log.actions) >= N_ENVS * (N_STEPS - CHANGE_AT)
     assert np.allclose(log.actions, expected, atol=1e-4)
 
 
 def was_called(_: Any, log: Log) -> None:
-    """
-    :param log: with hits
-    """
+    """Check that the change counted a call."""
     assert log.hits > 0
 
 
 def moved(model: Any, log: Log, which: Callable[[str], bool]) -> bool:
     """
-    :param model: after training
-    :param log: with the parameters before
-    :param which: by name
-    :return: whether any of these parameters has moved since
+    :param model: model after training
+    :param log: record of the training run
+    :param which: selects parameters by name
+    :return: whether any of these parameters changed after the change of the model
     """
     names = [name for name, _ in model.policy.named_parameters() if which(name)]
     assert names
@@ -251,8 +244,8 @@ def moved(model: Any, log: Log, which: Callable[[str], bool]) -> bool:
 
 def stays(which: Callable[[str], bool]) -> Change:
     """
-    :param which: parameters, by name
-    :return: check that they did not move, and that others did
+    :param which: selects parameters by name
+    :return: check that these parameters did not change in training, and that others did
     """
 
     def check(model: Any, log: Log) -> None:
@@ -264,8 +257,8 @@ def stays(which: Callable[[str], bool]) -> Change:
 
 def learns(place: Callable[[Any], tuple[nn.Module, str]]) -> Change:
     """
-    :param place: of a layer
-    :return: check that this layer moved
+    :param place: place of a layer
+    :return: check that this layer changed in training
     """
 
     def check(model: Any, log: Log) -> None:
@@ -276,18 +269,14 @@ def learns(place: Callable[[Any], tuple[nn.Module, str]]) -> Change:
     return check
 
 
-def is_followed(model: Any, _: Log) -> None:
-    """
-    :param model: its target critic, with ``tau=1``, is the critic
-    """
+def targets_are_averaged(model: Any, _: Log) -> None:
+    """Check that the target critic, with ``tau=1``, equals the critic."""
     critic, target = model.critic.state_dict(), model.critic_target.state_dict()
     assert all(th.equal(value, target[name]) for name, value in critic.items())
 
 
 def values_are_constant(model: Any, _: Log) -> None:
-    """
-    :param model: its last rollout was judged by the changed critic
-    """
+    """Check that the values of the last rollout are those of the changed critic."""
     assert np.allclose(model.rollout_buffer.values, VALUE, atol=1e-4)
 
 
@@ -295,12 +284,12 @@ def values_are_constant(model: Any, _: Log) -> None:
 
 
 def replace_layer(model: Any, _: Log) -> None:
-    """:param model: gets another output layer"""
+    """Replace the output layer."""
     setattr(*output_layer(model), largest(model))
 
 
 def assign_state(model: Any, _: Log) -> None:
-    """:param model: its tensors are replaced by others"""
+    """Replace all tensors."""
     other = copy.deepcopy(model.policy)
     largest_layer = largest(model)
     original = layer_of(output_layer(model))
@@ -311,7 +300,7 @@ def assign_state(model: Any, _: Log) -> None:
 
 
 def write_vector(model: Any, _: Log) -> None:
-    """:param model: all its parameters become parts of one vector"""
+    """Make all parameters views of one vector."""
     layer, other = layer_of(output_layer(model)), largest(model)
     values = {id(layer.weight): other.weight, id(layer.bias): other.bias}
     vector = parameters_to_vector([values.get(id(p), p) for p in model.policy.parameters()]).detach().clone()
@@ -319,13 +308,13 @@ def write_vector(model: Any, _: Log) -> None:
 
 
 def write_data(model: Any, _: Log) -> None:
-    """:param model: the data of two parameters are replaced"""
+    """Replace the data of two parameters."""
     layer, other = layer_of(output_layer(model)), largest(model)
     layer.weight.data, layer.bias.data = other.weight.data, other.bias.data
 
 
 def write_in_place(model: Any, _: Log) -> None:
-    """:param model: two parameters are overwritten"""
+    """Overwrite two parameters."""
     layer, other = layer_of(output_layer(model)), largest(model)
     with th.no_grad():
         layer.weight.copy_(other.weight)
@@ -333,7 +322,7 @@ def write_in_place(model: Any, _: Log) -> None:
 
 
 def set_parameters(model: Any, _: Log) -> None:
-    """:param model: gets what ``get_parameters`` returned, changed"""
+    """Set modified results of ``get_parameters``."""
     state = copy.deepcopy(model.get_parameters())
     write_in_place(model, _)
     state["policy"] = copy.deepcopy(model.policy.state_dict())
@@ -341,10 +330,7 @@ def set_parameters(model: Any, _: Log) -> None:
 
 
 def patch_forward(model: Any, log: Log) -> None:
-    """
-    :param model: its output layer gets a ``forward`` of its own
-    :param log: counts
-    """
+    """Patch ``forward`` of the output layer."""
     layer, other = layer_of(output_layer(model)), largest(model)
 
     def forward(features: th.Tensor) -> th.Tensor:
@@ -356,10 +342,7 @@ def patch_forward(model: Any, log: Log) -> None:
 
 
 def replace_output(model: Any, log: Log) -> None:
-    """
-    :param model: a hook replaces the output of the last layer
-    :param log: counts
-    """
+    """Register a hook that replaces the output of the output layer."""
     other = largest(model)
 
     def hook(_: nn.Module, inputs: Any, __: Any) -> Any:
@@ -373,15 +356,12 @@ class Zero(nn.Module):
     """A parametrisation."""
 
     def forward(self, weight: th.Tensor) -> th.Tensor:
-        """
-        :param weight: any
-        :return: zeros
-        """
+        """Return zeros."""
         return weight * 0
 
 
 def parametrise(model: Any, _: Log) -> None:
-    """:param model: its last weight becomes a function of another"""
+    """Parametrise the weight of the output layer."""
     layer = layer_of(output_layer(model))
     layer.bias.data.copy_(largest(model).bias)
     parametrize.register_parametrization(layer, "weight", Zero())
@@ -392,10 +372,7 @@ def parametrise(model: Any, _: Log) -> None:
 
 
 def patch_extractor(model: Any, log: Log) -> None:
-    """
-    :param model: the hidden layers of its actor get a ``forward`` of their own
-    :param log: counts
-    """
+    """Patch ``forward`` of the actor's hidden layers."""
     original = model.policy.mlp_extractor.forward_actor
 
     def forward_actor(features: th.Tensor) -> th.Tensor:
@@ -408,10 +385,7 @@ def patch_extractor(model: Any, log: Log) -> None:
 
 
 def zero_gradient(model: Any, log: Log) -> None:
-    """
-    :param model: the gradient of a weight is replaced
-    :param log: counts
-    """
+    """Register a hook that zeroes the gradient of a weight."""
 
     def hook(gradient: th.Tensor) -> th.Tensor:
         log.count()
@@ -422,8 +396,8 @@ def zero_gradient(model: Any, log: Log) -> None:
 
 def hook_into(register: str, part: str = "") -> Change:
     """
-    :param register: method that registers a hook
-    :param part: attribute of the layer that has it; the layer by default
+    :param register: name of the method that registers a hook
+    :param part: attribute of the layer that has this method; the layer itself by default
     :return: change that counts the calls of the hook
     """
 
@@ -437,7 +411,7 @@ def hook_into(register: str, part: str = "") -> Change:
 def hook_globally(register: Callable[[Any], Any], place: Callable[[Any], tuple[Any, str]]) -> Change:
     """
     :param register: function that registers a hook for all modules, or all optimizers
-    :param place: of the module or optimizer that counts
+    :param place: place of the module or optimizer whose calls are counted
     :return: change that counts the calls of the hook
     """
 
@@ -451,28 +425,19 @@ def hook_globally(register: Callable[[Any], Any], place: Callable[[Any], tuple[A
 
 
 def hook_optimizer(model: Any, log: Log) -> None:
-    """
-    :param model: its optimizer gets hooks
-    :param log: counts
-    """
+    """Register hooks of the optimizer."""
     optimizer = getattr(*actor_optimizer(model))
     optimizer.register_step_pre_hook(log.count)
     optimizer.register_step_post_hook(log.count)
 
 
 def patch_optimizer(model: Any, log: Log) -> None:
-    """
-    :param model: its optimizer gets a ``step`` that does nothing
-    :param log: counts
-    """
+    """Replace ``step`` of the optimizer by a method that only counts."""
     getattr(*actor_optimizer(model)).step = log.count
 
 
 def replace_optimizer(model: Any, log: Log) -> None:
-    """
-    :param model: gets another optimizer
-    :param log: counts its steps
-    """
+    """Replace the optimizer."""
     parameters = [p for group in getattr(*actor_optimizer(model)).param_groups for p in group["params"]]
     optimizer = th.optim.SGD(parameters, lr=0.1, momentum=0.5)
     optimizer.register_step_post_hook(log.count)
@@ -480,7 +445,7 @@ def replace_optimizer(model: Any, log: Log) -> None:
 
 
 def replace_layer_and_optimizer(model: Any, _: Log) -> None:
-    """:param model: gets a new output layer, to be fine-tuned, and an optimizer that knows it"""
+    """Replace the output layer by a new one, and the optimizer by one that trains it, as in fine-tuning."""
     place = output_layer(model)
     old = layer_of(place)
     new = nn.Linear(old.in_features, old.out_features)
@@ -493,21 +458,21 @@ def replace_layer_and_optimizer(model: Any, _: Log) -> None:
 
 
 def replace_value_layer(model: Any, _: Log) -> None:
-    """:param model: gets another output layer of its critic"""
+    """Replace the output layer of the critic."""
     place = value_layer(model)
     setattr(*place, constant_layer(layer_of(place), VALUE))
 
 
 def assign_value_layer(model: Any, _: Log) -> None:
-    """:param model: the tensors of the output layer of its critic are replaced"""
+    """Replace the tensors of the critic's output layer."""
     layer = layer_of(value_layer(model))
     layer.load_state_dict(constant_layer(layer, VALUE).state_dict(), assign=True)
 
 
 def freeze(which: Callable[[str], bool]) -> Change:
     """
-    :param which: parameters, by name
-    :return: change that freezes them
+    :param which: selects parameters by name
+    :return: change that freezes these parameters
     """
 
     def change(model: Any, _: Log) -> None:
@@ -520,17 +485,14 @@ def freeze(which: Callable[[str], bool]) -> Change:
 
 def is_first_actor_weight(name: str) -> bool:
     """
-    :param name: of a parameter
+    :param name: name of a parameter
     :return: whether it is a weight of the first layer of the actor
     """
     return is_actor(name) and name.endswith("0.weight")
 
 
 def replace_activation(model: Any, log: Log) -> None:
-    """
-    :param model: its first activation is replaced
-    :param log: counts its calls
-    """
+    """Replace the first activation."""
     network = model.policy.mlp_extractor.policy_net if hasattr(model.policy, "mlp_extractor") else None
     if network is None:
         network = model.actor.mu if isinstance(model.actor.mu, nn.Sequential) else model.actor.latent_pi
@@ -540,7 +502,7 @@ def replace_activation(model: Any, log: Log) -> None:
 
 
 def count_steps_of_the_class(_: Any, log: Log) -> None:
-    """:param log: counts the steps of all vectorised environments"""
+    """Patch ``step_wait`` of the class."""
     original = DummyVecEnv.step_wait
 
     def step_wait(self: Any) -> Any:
@@ -553,43 +515,37 @@ def count_steps_of_the_class(_: Any, log: Log) -> None:
 
 
 def counted_every_step(_: Any, log: Log) -> None:
-    """:param log: with hits"""
+    """Check that every step was counted."""
     assert log.hits == len(log.actions) // N_ENVS
 
 
 def pickle_environments(model: Any, log: Log) -> None:
-    """
-    :param model: its environments are copied
-    :param log: gets the copy
-    """
+    """Copy the environments by pickling."""
     log.notes["copy"] = cloudpickle.loads(cloudpickle.dumps(model.env))
 
 
 def copy_steps(model: Any, log: Log) -> None:
-    """
-    :param model: has environments of SB3's class
-    :param log: has a copy that does as well
-    """
+    """Check that the copied environments have the same class, and can be stepped."""
     assert type(log.notes["copy"]) is type(model.env)
     log.notes["copy"].reset()
     log.notes["copy"].step(np.stack([model.action_space.sample()] * N_ENVS))
 
 
 def default_to_meta(_: Any, log: Log) -> None:
-    """:param log: takes it back"""
+    """Set another default device."""
     th.set_default_device("meta")
     log.undo.callback(th.set_default_device, None)
 
 
 def stays_on_cpu(model: Any, _: Log) -> None:
-    """:param model: all it has is where it was told to be"""
+    """Check that all parameters are on the CPU."""
     assert {p.device.type for p in model.policy.parameters()} == {"cpu"}
 
 
 MODULES = nn.modules.module
 OUTPUT_WEIGHTS = {"action_net.weight", "actor.mu.weight", "actor.mu.2.weight"}
 TABLE: dict[str, Row] = {
-    # Weights that are replaced or overwritten act from the next step on.
+    # Replaced or overwritten weights take effect at the next step.
     "output layer replaced": Row(replace_layer, (acts,)),
     "load_state_dict(assign=True)": Row(assign_state, (acts,)),
     "vector_to_parameters": Row(write_vector, (acts,)),
@@ -615,17 +571,17 @@ TABLE: dict[str, Row] = {
     "global optimizer post-hook": Row(hook_globally(register_optimizer_step_post_hook, actor_optimizer), (was_called,)),
     "hooks of the optimizer": Row(hook_optimizer, (was_called,)),
     "step of the optimizer patched": Row(patch_optimizer, (was_called, stays(is_actor)), on_policy=False),
-    # What is trained, and what is not.
+    # Trained and frozen parameters.
     "optimizer replaced": Row(replace_optimizer, (was_called,)),
     "output layer and optimizer replaced": Row(replace_layer_and_optimizer, (learns(output_layer),)),
     "a weight frozen": Row(freeze(is_first_actor_weight), (stays(is_first_actor_weight),)),
     "actor frozen": Row(freeze(is_actor), (stays(is_actor),)),
     "critic frozen": Row(freeze(is_critic), (stays(is_critic),), on_policy=True),
-    "head of the critic replaced": Row(replace_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
-    "head of the critic assigned": Row(assign_value_layer, (is_followed,), on_policy=False, options={"tau": 1.0}),
+    "head of the critic replaced": Row(replace_value_layer, (targets_are_averaged,), on_policy=False, options={"tau": 1.0}),
+    "head of the critic assigned": Row(assign_value_layer, (targets_are_averaged,), on_policy=False, options={"tau": 1.0}),
     "value layer replaced": Row(replace_value_layer, (values_are_constant,), on_policy=True),
     "value layer assigned": Row(assign_value_layer, (values_are_constant,), on_policy=True),
-    # The world around the model.
+    # Environments and global state.
     "step_wait of the class patched": Row(count_steps_of_the_class, (counted_every_step,)),
     "environments pickled": Row(pickle_environments, (copy_steps,)),
     "default device": Row(default_to_meta, (stays_on_cpu,), at="start"),
@@ -637,7 +593,7 @@ TABLE: dict[str, Row] = {
 def test_interventions(spec: Spec, name: str) -> None:
     row = TABLE[name]
     if row.on_policy is not None and row.on_policy != spec.on_policy:
-        pytest.skip("it has no such part")
+        pytest.skip("the algorithm has no such part")
     logs, models = [], []
     for path in (nullcontext, fast.disabled):
         with path():
@@ -651,8 +607,10 @@ def test_interventions(spec: Spec, name: str) -> None:
 
 def assert_equal(model: Any, reference: Any) -> None:
     """
-    :param model: one
-    :param reference: another, with the same parameters up to rounding: of their size, or of one step of the optimizers
+    Compare parameters, up to rounding errors relative to their size or to one optimizer step.
+
+    :param model: model trained with the fast path
+    :param reference: model trained without the fast path
     """
     expected = dict(reference.policy.named_parameters())
     for name, parameter in model.policy.named_parameters():
@@ -660,8 +618,8 @@ def assert_equal(model: Any, reference: Any) -> None:
         assert th.allclose(parameter, expected[name], rtol=1e-3, atol=1e-3 * size + 2e-5), name
 
 
-def test_the_fast_path_is_taken_where_nothing_is_changed(spec: Spec) -> None:
-    """Otherwise the comparisons here would compare the reference with itself."""
+def test_the_fast_path_is_used_for_unmodified_models(spec: Spec) -> None:
+    """Otherwise the tests of this module would compare the reference with itself."""
     model = spec.make().learn(60)
     assert model._fast_path() is not None
     with fast.disabled():
@@ -674,21 +632,17 @@ def test_the_fast_path_is_taken_where_nothing_is_changed(spec: Spec) -> None:
 
 
 class ConstantValues(ActorCriticPolicy):
-    """Its values are what ``forward`` says."""
+    """Overrides the values in ``forward``."""
 
     def forward(self, obs: Any, deterministic: bool = False) -> tuple[th.Tensor, th.Tensor, th.Tensor]:
-        """
-        :param obs: observations
-        :param deterministic: as usual
-        :return: actions, values that are all the same, log-probabilities
-        """
+        """Return constant values."""
         actions, values, log_prob = super().forward(obs, deterministic)
         return actions, th.full_like(values, VALUE), log_prob
 
 
 @pytest.mark.parametrize("path", [nullcontext, fast.disabled], ids=["fast", "reference"])
 @pytest.mark.parametrize("key", [key for key, spec in SPECS.items() if spec.on_policy])
-def test_a_policy_that_overrides_forward_alone(key: str, path: Any) -> None:
+def test_a_policy_that_overrides_only_forward(key: str, path: Any) -> None:
     spec = SPECS[key]
     for make in (spec.make, spec.make_peer):
         with path():
@@ -697,7 +651,7 @@ def test_a_policy_that_overrides_forward_alone(key: str, path: Any) -> None:
 
 
 def test_a_subclass_that_overrides_a_step_of_the_update(spec: Spec) -> None:
-    """Each method that the fast path replaces, one at a time, is called as often as without the fast path."""
+    """Each method that the fast path replaces, overridden one at a time, is called as often as without the fast path."""
     calls: dict[str, list[int]] = {name: [] for name in spec.algorithm._fast_path_class.replaces}
     for name, counts in calls.items():
         for path in (nullcontext, fast.disabled):
@@ -714,7 +668,7 @@ def test_a_subclass_that_overrides_a_step_of_the_update(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize("path", [nullcontext, fast.disabled], ids=["fast", "reference"])
-def test_an_actor_loss_of_ones_own(path: Any) -> None:
+def test_an_overridden_actor_loss(path: Any) -> None:
     calls = []
 
     class Own(SVG0):
@@ -743,7 +697,7 @@ def test_the_optimal_baseline_with_frozen_standard_deviations() -> None:
 
 
 @pytest.mark.slow
-def test_the_environment_variable_switches_the_fast_path_off() -> None:
+def test_the_environment_variable_disables_the_fast_path() -> None:
     code = "import conftest\nfrom conformance.specs import SPECS\n"
     code += "for spec in SPECS.values():\n    print(spec.make().learn(40)._fast_path())\n"
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "SB3_PG_FAST": "0"}

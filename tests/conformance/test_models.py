@@ -1,4 +1,4 @@
-"""Models and policies are asked, saved, loaded, copied and continued as in Stable-Baselines3."""
+"""Prediction, saving, loading, copying and continued training work as in Stable-Baselines3."""
 
 import copy
 from pathlib import Path
@@ -21,8 +21,8 @@ EVERY_OBSERVATION = pytest.mark.parametrize(
 
 def samples_of(space: spaces.Space[Any], n: int) -> Any:
     """
-    :param space: of the observations
-    :param n: how many
+    :param space: observation space
+    :param n: number of observations
     :return: random observations, as the vectorised environments return them
     """
     space.seed(0)
@@ -44,7 +44,7 @@ def test_predict_single_batched_and_with_states(spec: Spec) -> None:
         action, _ = model.predict(single, deterministic=True)
         assert action.shape == model.action_space.shape
         assert np.allclose(action, batch[i], atol=1e-5)
-    # Recurrent policies have states; ours ignore them and the beginnings of episodes.
+    # Recurrent policies have states; these policies ignore states and episode starts.
     given = (np.zeros(3),)
     again, state = model.predict(obs, state=given, episode_start=np.ones(5, dtype=bool), deterministic=True)
     assert state is given
@@ -53,17 +53,17 @@ def test_predict_single_batched_and_with_states(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_predict_is_random_unless_asked_otherwise(spec: Spec, options: Any) -> None:
+def test_predict_is_random_unless_deterministic(spec: Spec, options: Any) -> None:
     model = spec.make(spec.envs(action="box"), **options)
     single = samples_of(model.observation_space, 1)
     obs = {key: value.repeat(50, 0) for key, value in single.items()} if isinstance(single, dict) else single.repeat(50, 0)
-    certain, random = (model.predict(obs, deterministic=deterministic)[0] for deterministic in (True, False))
-    assert np.allclose(certain, certain[0], atol=1e-6)
+    deterministic, random = (model.predict(obs, deterministic=flag)[0] for flag in (True, False))
+    assert np.allclose(deterministic, deterministic[0], atol=1e-6)
     assert (len(np.unique(random, axis=0)) > 25) == spec.randomizes
     assert all(model.action_space.contains(action) for action in random)
 
 
-def test_predict_rejects_what_is_not_of_the_space(spec: Spec) -> None:
+def test_predict_rejects_observations_of_another_shape(spec: Spec) -> None:
     model = spec.make()
     shapes = {key: np.zeros((2, 7), np.float32) for key in getattr(model.observation_space, "spaces", {"": None})}
     with pytest.raises(ValueError, match="observation shape"):
@@ -74,9 +74,9 @@ def test_predict_rejects_what_is_not_of_the_space(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_everything_survives_saving(spec: Spec, options: Any) -> None:
+def test_the_state_survives_saving(spec: Spec, options: Any) -> None:
     model = spec.make(learning_rate=lambda progress: 1e-3 * progress, **options).learn(60)
-    with th.no_grad():  # whoever loads it may need no gradients
+    with th.no_grad():  # loading must work without autograd
         loaded = reloaded(model)
     assert loaded.env is None
     state = loaded.get_parameters()
@@ -84,15 +84,15 @@ def test_everything_survives_saving(spec: Spec, options: Any) -> None:
     assert all(state[name]["state"] for name in state if "optimizer" in name)  # moments of Adam
     own = {id(p) for p in loaded.policy.parameters()} | {id(getattr(loaded, "log_ent_coef", None))}
     held = [p for name in state if "optimizer" in name for p in optimizer_of(loaded, name).param_groups[0]["params"]]
-    assert {id(p) for p in held} <= own  # not copies of them
+    assert {id(p) for p in held} <= own  # no copies
     assert [loaded.lr_schedule(progress) for progress in (1.0, 0.3)] == [1e-3, 3e-4]
     assert (loaded.num_timesteps, loaded._n_updates) == (model.num_timesteps, model._n_updates)
 
 
 def optimizer_of(model: Any, name: str) -> th.optim.Optimizer:
     """
-    :param model: has it
-    :param name: its path from the model
+    :param model: model
+    :param name: path of the attribute
     :return: the optimizer
     """
     for part in name.split("."):
@@ -117,7 +117,7 @@ def test_predictions_and_values_survive_saving(spec: Spec, observation: str, tmp
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_training_goes_on_as_if_it_had_never_been_saved(spec: Spec, options: Any, tmp_path: Path) -> None:
+def test_training_continues_identically_after_saving(spec: Spec, options: Any, tmp_path: Path) -> None:
     model = spec.make(spec.envs(truncate=True), learning_rate=lambda progress: 1e-2 * progress, **options).learn(60)
     loaded = reloaded(model, env=spec.envs(truncate=True))
     if hasattr(model, "replay_buffer"):
@@ -135,7 +135,7 @@ def test_training_goes_on_as_if_it_had_never_been_saved(spec: Spec, options: Any
 
 
 @pytest.mark.parametrize("n_envs", [1, 2, 6])
-def test_training_goes_on_with_another_number_of_environments(spec: Spec, n_envs: int) -> None:
+def test_training_continues_with_another_number_of_environments(spec: Spec, n_envs: int) -> None:
     model = spec.make().learn(40)
     for _ in range(2):
         loaded = reloaded(model, env=spec.envs(n_envs))
@@ -158,27 +158,27 @@ def test_a_replay_buffer_of_another_number_of_environments_is_rejected(spec: Spe
     assert other.replay_buffer is before
 
 
-def test_parameters_can_be_taken_and_given(spec: Spec, tmp_path: Path) -> None:
-    giver, taker = (spec.make(seed=seed).learn(40) for seed in (1, 2))
-    assert differences(state_of(giver), state_of(taker))
-    taker.set_parameters(state_of(giver))
-    assert differences(state_of(giver), state_of(taker)) == []
+def test_get_and_set_parameters(spec: Spec, tmp_path: Path) -> None:
+    source, target = (spec.make(seed=seed).learn(40) for seed in (1, 2))
+    assert differences(state_of(source), state_of(target))
+    target.set_parameters(state_of(source))
+    assert differences(state_of(source), state_of(target)) == []
     file = spec.make(seed=3)
-    giver.save(tmp_path / "giver.zip")
-    file.set_parameters(str(tmp_path / "giver.zip"))
-    assert differences(state_of(giver)["policy"], state_of(file)["policy"]) == []
-    incomplete = {name: value for name, value in state_of(giver).items() if name != list(state_of(giver))[-1]}
-    with pytest.raises(ValueError, match=list(state_of(giver))[-1]):
-        taker.set_parameters(incomplete)
-    taker.set_parameters(incomplete, exact_match=False)
+    source.save(tmp_path / "source.zip")
+    file.set_parameters(str(tmp_path / "source.zip"))
+    assert differences(state_of(source)["policy"], state_of(file)["policy"]) == []
+    incomplete = {name: value for name, value in state_of(source).items() if name != list(state_of(source))[-1]}
+    with pytest.raises(ValueError, match=list(state_of(source))[-1]):
+        target.set_parameters(incomplete)
+    target.set_parameters(incomplete, exact_match=False)
     with pytest.raises(ValueError, match="unknown"):
-        taker.set_parameters({**state_of(giver), "unknown": {}}, exact_match=False)
-    taker.learn(40)
+        target.set_parameters({**state_of(source), "unknown": {}}, exact_match=False)
+    target.learn(40)
 
 
 def test_environments_of_other_spaces_are_rejected(spec: Spec) -> None:
     class Other(gym.Wrapper[Any, Any, Any, Any]):
-        """One action more."""
+        """Another action space."""
 
         action_space: Any = spaces.Box(-1, 1, (7,))
 
@@ -187,11 +187,11 @@ def test_environments_of_other_spaces_are_rejected(spec: Spec) -> None:
         model.set_env(Other(spec.envs(1).envs[0]))
 
 
-def test_building_can_wait(spec: Spec) -> None:
+def test_model_setup_can_be_deferred(spec: Spec) -> None:
     try:
         model = spec.make(_init_setup_model=False)
     except TypeError:
-        pytest.skip("as SB3's class it has no such argument")
+        pytest.skip("like SB3's class, it has no such argument")
     assert not hasattr(model, "policy")
     model._setup_model()
     model.learn(40)

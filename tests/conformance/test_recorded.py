@@ -1,4 +1,4 @@
-"""The reference and the fast path compute what the code computed before it was rewritten."""
+"""The reference and the fast path reproduce the recorded updates."""
 
 from contextlib import nullcontext
 

@@ -1,4 +1,4 @@
-"""The networks of every algorithm are ordinary modules of PyTorch: traced, transformed, compiled, and called with nothing."""
+"""All networks are ordinary PyTorch modules: they can be traced, transformed, compiled, and called with empty batches."""
 
 import inspect
 from typing import Any
@@ -11,7 +11,7 @@ from conformance.test_models import samples_of
 from model_checks import check_training
 from torch import nn
 
-# The first is said by torch.func, too; the second of the checks of arguments in torch's distributions.
+# torch.func emits the first warning, too. The second is caused by argument checks in torch's distributions.
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
 
 
@@ -19,7 +19,7 @@ class Exportable(nn.Module):
     """
     The deterministic policy, as SB3's export guide wraps it.
 
-    :param policy: of any algorithm
+    :param policy: policy of any algorithm
     """
 
     def __init__(self, policy: Any) -> None:
@@ -28,8 +28,8 @@ class Exportable(nn.Module):
 
     def forward(self, observation: Any) -> th.Tensor:
         """
-        :param observation: batch
-        :return: actions, before they are scaled to the bounds of the action space
+        :param observation: batch of observations
+        :return: actions, not scaled to the bounds of the action space
         """
         actions: th.Tensor = self.policy._predict(observation, deterministic=True)
         return actions
@@ -37,9 +37,9 @@ class Exportable(nn.Module):
 
 def observations(model: Any, n: int) -> Any:
     """
-    :param model: of any algorithm
-    :param n: how many
-    :return: tensors of random observations
+    :param model: model of any algorithm
+    :param n: number of observations
+    :return: the same random observation n times, as tensors
     """
     drawn = samples_of(model.observation_space, 1)
     repeat = {key: value.repeat(n, 0) for key, value in drawn.items()} if isinstance(drawn, dict) else drawn.repeat(n, 0)
@@ -48,8 +48,8 @@ def observations(model: Any, n: int) -> Any:
 
 def networks(model: Any) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
     """
-    :param model: of any algorithm
-    :return: module and arguments of each differentiable function of it, for batches of three
+    :param model: model of any algorithm
+    :return: name -> module and arguments of each network, for batches of three
     """
     obs = observations(model, 3)
     if hasattr(model, "actor"):
@@ -61,8 +61,8 @@ def networks(model: Any) -> dict[str, tuple[nn.Module, tuple[Any, ...]]]:
 
 def value_of(output: Any) -> th.Tensor:
     """
-    :param output: of a network
-    :return: one number, differentiable
+    :param output: output of a network
+    :return: sum of all its elements
     """
     parts = output if isinstance(output, tuple) else (output,)
     return th.stack([part.sum() for part in parts if part.is_floating_point()]).sum()

@@ -1,4 +1,4 @@
-"""Training runs as in Stable-Baselines3: seeds, callbacks, logs, learning rates, arguments of the policy, modes."""
+"""Training works as in Stable-Baselines3: seeds, callbacks, logs, learning rates, policy arguments, training mode."""
 
 import inspect
 import re
@@ -26,8 +26,8 @@ from stable_baselines3.common.logger import Logger
 from stable_baselines3.common.torch_layers import BaseFeaturesExtractor
 from stable_baselines3.common.type_aliases import Schedule
 
-# Arguments that the RL Zoo consumes or converts before a model sees them.
-TAKEN_BY_THE_ZOO = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
+# Arguments that the RL Zoo consumes or converts before it constructs a model.
+RESERVED_BY_THE_ZOO = {"noise_type", "noise_std", "normalize", "clip_range", "callback", "frame_stack", "delta_std"}
 
 
 # --------------------------------------------------------------------------------------------------------------- signatures
@@ -35,20 +35,20 @@ TAKEN_BY_THE_ZOO = {"noise_type", "noise_std", "normalize", "clip_range", "callb
 
 def base_of(spec: Spec) -> Any:
     """
-    :param spec: of an algorithm
-    :return: SB3's class from which it is derived
+    :param spec: specification of an algorithm
+    :return: SB3's class from which the algorithm is derived
     """
     return next(cls for cls in spec.algorithm.__mro__ if cls.__module__.startswith("stable_baselines3"))
 
 
-def test_arguments_are_described_and_keep_the_order_of_sb3(spec: Spec) -> None:
+def test_arguments_are_documented_and_keep_the_order_of_sb3(spec: Spec) -> None:
     ours, theirs = (
         [name for name in inspect.signature(cls.__init__).parameters if name != "self"]
         for cls in (spec.algorithm, base_of(spec))
     )
     assert re.findall(r":param (\w+):", spec.algorithm.__doc__) == ours
-    assert not TAKEN_BY_THE_ZOO & set(ours)
-    # An algorithm may lack arguments of its base class, or have them by keyword only.
+    assert not RESERVED_BY_THE_ZOO & set(ours)
+    # An algorithm may lack arguments of its base class, or have them as keyword-only arguments.
     parameters = inspect.signature(spec.algorithm.__init__).parameters
     positional = [name for name in ours if parameters[name].kind is not inspect.Parameter.KEYWORD_ONLY]
     assert [name for name in positional if name in theirs] == [name for name in theirs if name in positional]
@@ -65,13 +65,13 @@ def test_learn_has_the_signature_of_sb3(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_a_seed_decides_everything(spec: Spec, options: Any) -> None:
+def test_the_seed_determines_the_result(spec: Spec, options: Any) -> None:
     states = [state_of(spec.make(**options, seed=seed).learn(60)) for seed in (1, 1, 2)]
     assert differences(states[0], states[1]) == []
     assert differences(states[0], states[2])
 
 
-def test_without_a_seed_of_its_own_the_global_one_decides(spec: Spec) -> None:
+def test_without_a_seed_the_global_one_determines_the_result(spec: Spec) -> None:
     states = []
     for _ in range(2):
         utils.set_random_seed(5)
@@ -87,9 +87,9 @@ def test_without_a_seed_of_its_own_the_global_one_decides(spec: Spec) -> None:
 
 class Count(BaseCallback):
     """
-    Note the number of steps at each call.
+    Records the number of steps at each call.
 
-    :param stop_after: stop at that call
+    :param stop_after: number of calls after which training stops
     """
 
     def __init__(self, stop_after: float = float("inf")) -> None:
@@ -139,7 +139,7 @@ def test_callbacks_at_every_step(spec: Spec, options: Any, tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_callbacks_that_stop(spec: Spec, options: Any) -> None:
+def test_callbacks_can_stop_training(spec: Spec, options: Any) -> None:
     model = spec.make(**options)
     n = model.n_envs
     model.learn(10_000, callback=Count(stop_after=7))
@@ -156,7 +156,7 @@ def test_callbacks_that_stop(spec: Spec, options: Any) -> None:
 # ---------------------------------------------------------------------------------------------------------------------- log
 
 
-def test_everything_is_logged(spec: Spec) -> None:
+def test_logged_names(spec: Spec) -> None:
     dumps = logged(spec.make(), 60)
     train = {key.removeprefix("train/"): value for key, value in dumps[-1].items() if key.startswith("train/")}
     assert set(train) == spec.logged
@@ -165,12 +165,12 @@ def test_everything_is_logged(spec: Spec) -> None:
     assert {"time/fps", iterations, "time/total_timesteps", "rollout/ep_rew_mean", "rollout/ep_len_mean"} <= set(dumps[-2])
 
 
-def test_rollouts_of_boxes_log_the_standard_deviation(spec: Spec) -> None:
+def test_the_standard_deviation_is_logged_with_boxes(spec: Spec) -> None:
     dumps = logged(spec.make(spec.envs(action="box")), 60)
     assert ("train/std" in dumps[-1]) == spec.randomizes
 
 
-def test_the_window_of_statistics(spec: Spec) -> None:
+def test_stats_window_size(spec: Spec) -> None:
     model = spec.make(stats_window_size=2).learn(100)
     assert (model.ep_info_buffer.maxlen, len(model.ep_info_buffer)) == (2, 2)
 
@@ -181,7 +181,7 @@ def test_verbosity(spec: Spec, verbose: int, capsys: pytest.CaptureFixture[str])
     assert ("total_timesteps" in capsys.readouterr().out) == bool(verbose)
 
 
-def test_device_and_folder_of_logs(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_device_and_log_directory(spec: Spec, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[Any, ...]] = []
 
     def configure(*args: Any) -> Logger:
@@ -196,7 +196,7 @@ def test_device_and_folder_of_logs(spec: Spec, monkeypatch: pytest.MonkeyPatch) 
     assert {p.device for p in model.policy.parameters()} == {model.device} == {th.device("cpu")}
 
 
-def test_resetting_the_counter_or_not(spec: Spec) -> None:
+def test_reset_num_timesteps(spec: Spec) -> None:
     model = spec.make().learn(36)
     steps = model.num_timesteps
     assert model.learn(36, reset_num_timesteps=False).num_timesteps == 2 * steps
@@ -207,8 +207,8 @@ def test_resetting_the_counter_or_not(spec: Spec) -> None:
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_schedules_reach_the_optimizers_and_stay_within_their_range(spec: Spec, options: Any) -> None:
-    """The last rollout may go beyond the steps asked for; a linear rate must not turn negative there."""
+def test_schedules_set_the_learning_rates_and_get_progress_in_range(spec: Spec, options: Any) -> None:
+    """The last rollout may exceed the requested steps; a linear learning rate must not become negative there."""
     seen: list[float] = []
 
     def schedule(progress: float) -> float:
@@ -236,7 +236,7 @@ class Extractor(BaseFeaturesExtractor):
     """
     Batch normalisation and dropout.
 
-    :param observation_space: vectors, or a dictionary of which the first array counts
+    :param observation_space: vectors, or a dictionary whose first array is used
     :param features_dim: number of features
     """
 
@@ -286,8 +286,8 @@ def test_arguments_of_the_policy(spec: Spec, policy_kwargs: dict[str, Any]) -> N
 
 
 @pytest.mark.parametrize(("spec", "options"), variants_of())
-def test_statistics_of_batch_normalisation_change_in_updates_alone(spec: Spec, options: Any) -> None:
-    """Acting, evaluating and computing values leave them alone; so does ``predict`` after a user has set the training mode."""
+def test_batch_statistics_change_only_in_updates(spec: Spec, options: Any) -> None:
+    """Actions, evaluations and values leave them unchanged, as does ``predict`` after a user has set the training mode."""
     kwargs = {"features_extractor_class": Extractor, **({"share_features_extractor": False} if spec.on_policy else {})}
     model = spec.make(policy_kwargs=kwargs, **options)
     seen: list[dict[str, Any]] = []
@@ -315,7 +315,7 @@ def test_statistics_of_batch_normalisation_change_in_updates_alone(spec: Spec, o
 
 def statistics_of(model: Any) -> dict[str, Any]:
     """
-    :param model: with batch normalisation
+    :param model: model with batch normalisation
     :return: running means and variances
     """
     return {name: value.clone() for name, value in model.policy.state_dict().items() if "running" in name}
