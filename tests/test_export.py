@@ -1,4 +1,4 @@
-"""The code of ``docs/export.md``: what it exports must act like ``predict``."""
+"""The code of ``docs/export.md``: exported policies must return the actions of ``predict``."""
 
 import re
 import warnings
@@ -45,7 +45,7 @@ ACTION_SPACES = [
     spaces.MultiDiscrete([2, 5]),
     spaces.MultiBinary(3),
 ]
-# Algorithm, action space (None: the environment of the algorithm's other tests), further arguments.
+# Algorithm, action space (None: the environment of other tests of the algorithm), further arguments.
 CASES: list[Any] = [(key, None, {}) for key in ALGOS]
 CASES += [("vpg", space, {}) for space in ACTION_SPACES]
 CASES += [("vpg", ACTION_SPACES[0], {"use_sde": True, "policy_kwargs": {"squash_output": True}})]
@@ -55,7 +55,7 @@ CASES += [("svg0", ACTION_SPACES[0], {"covariance": "full"}), ("svg0", ACTION_SP
 @pytest.fixture
 def page() -> Iterator[dict[str, Any]]:
     """
-    :return: what the page defines; warnings of torch's exporters are ignored while it is used
+    :return: names defined on the page; warnings of torch's exporters are ignored during the test
     """
     blocks = re.findall(r"```python\n(.*?)```", _PAGE.read_text(encoding="utf-8"), re.DOTALL)
     names: dict[str, Any] = {}
@@ -71,7 +71,7 @@ def page() -> Iterator[dict[str, Any]]:
 @pytest.fixture(params=CASES, ids=lambda case: "-".join([case[0], type(case[1]).__name__, *case[2]]).replace("-NoneType", ""))
 def model(request: pytest.FixtureRequest, algorithms: dict[str, dict[str, Any]]) -> Any:
     """
-    :return: a model with random parameters, and a normaliser that has seen data where there is one
+    :return: a model with random parameters, and with data in its normaliser, if any
     """
     key, space, options = request.param
     arguments = {**algorithms[key], "seed": 1, "device": "cpu", **options}
@@ -94,7 +94,7 @@ def _batch(space: spaces.Space[Any], size: int) -> Any:
     return np.stack(samples).astype(np.float32)
 
 
-def test_torchscript_acts_like_predict(page: dict[str, Any], model: Any, tmp_path: Path) -> None:
+def test_torchscript_returns_the_actions_of_predict(page: dict[str, Any], model: Any, tmp_path: Path) -> None:
     module = page[model.wrapper](model)
     page["export_torchscript"](module, page["example_of"](model), str(tmp_path / "policy.pt"))
 
@@ -107,7 +107,7 @@ def test_torchscript_acts_like_predict(page: dict[str, Any], model: Any, tmp_pat
     np.testing.assert_allclose(actions, model.predict(obs, deterministic=True)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_onnx_acts_like_predict(page: dict[str, Any], model: Any, tmp_path: Path) -> None:
+def test_onnx_returns_the_actions_of_predict(page: dict[str, Any], model: Any, tmp_path: Path) -> None:
     pytest.importorskip("onnxscript")
     onnxruntime = pytest.importorskip("onnxruntime")
     module = page[model.wrapper](model)
@@ -122,7 +122,7 @@ def test_onnx_acts_like_predict(page: dict[str, Any], model: Any, tmp_path: Path
         np.testing.assert_allclose(actions, model.predict(obs, deterministic=True)[0], rtol=1e-5, atol=1e-5)
 
 
-def test_examples_of_the_page_run(page: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_examples_on_the_page_run(page: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("onnxscript")
     pytest.importorskip("onnxruntime")
     monkeypatch.chdir(tmp_path)

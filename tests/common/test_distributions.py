@@ -1,4 +1,4 @@
-"""Gaussian action distributions: densities by numerical integration and explicit formulas, gradients in closed form."""
+"""Gaussian action distributions: densities against numerical integration and formulas, gradients against closed forms."""
 
 import math
 from collections.abc import Callable
@@ -31,7 +31,7 @@ def gaussian(rows: list[th.Tensor], squash: bool = False) -> GaussianActions:
 
 
 def parameters(covariance: str, n_rows: int = 1) -> list[th.Tensor]:
-    """Mean, diagonal and, if there are any, entries below it, repeated in each row; they ask for gradients."""
+    """Mean, diagonal and, for full covariances, the entries below it, repeated in each row; they require gradients."""
     diagonal = [0.6] if covariance == "isotropic" else [row[i] for i, row in enumerate(FACTOR)]
     rows = [MEAN, diagonal, *([[-0.3, 0.2, 0.4]] if covariance == "full" else [])]
     return [tensor(row).repeat(n_rows, 1).requires_grad_() for row in rows]
@@ -57,7 +57,7 @@ def test_numbers_of_parameters(covariance: str, numbers: tuple[int, int]) -> Non
 
 
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_the_density_is_that_of_the_formula(covariance: str) -> None:
+def test_the_density_equals_the_formula(covariance: str) -> None:
     """``-1/2 x' Sigma^-1 x - 1/2 log det(2 pi Sigma)`` with ``Sigma = L L'``."""
     points = tensor([[0.0, 0.0, 0.0], [1.5, -2.0, 0.3], [-0.4, 0.9, 2.0]])
     sigma = factor_of(covariance) @ factor_of(covariance).T
@@ -86,7 +86,7 @@ def test_samples_are_the_mean_plus_the_factor_times_the_noise(covariance: str) -
 @pytest.mark.parametrize("mean", [0.0, -0.8, 2.5])
 @pytest.mark.parametrize("std", [0.1, 0.7, 1.5])
 def test_the_squashed_density_is_the_derivative_of_the_distribution_function(mean: float, std: float) -> None:
-    """P(tanh(u) <= a) = Phi((artanh(a) - mean) / std); the density is compared with differences of it, and sums to one."""
+    """Of P(tanh(u) <= a) = Phi((artanh(a) - mean) / std), by finite differences; the density integrates to one."""
     edges = np.linspace(-1, 1, 20001)[1:-1]
     centres = (edges[1:] + edges[:-1]) / 2
     distribution = GaussianActions(tensor([[mean]]), tensor([[std]]), squash=True)
@@ -108,7 +108,7 @@ def test_the_squashed_density_of_a_full_covariance_integrates_to_one() -> None:
     assert (distribution.log_prob(grid).exp().numpy()[:, 0] * areas).sum() == pytest.approx(1, abs=1e-3)
 
 
-def test_the_correction_is_exact_in_the_middle_and_finite_near_the_bounds() -> None:
+def test_the_tanh_correction_is_exact_in_the_middle_and_finite_near_the_bounds() -> None:
     middle = tensor(np.linspace(-3, 3, 61))
     assert np.allclose(log_tanh_derivative(middle), th.log(1 - th.tanh(middle) ** 2), atol=1e-12)
     far = th.tensor([-1000.0, -40.0, -10.0, 10.0, 40.0, 1000.0], requires_grad=True)
@@ -172,10 +172,8 @@ def gradients(loss: Callable[[GaussianActions], th.Tensor], covariance: str) -> 
 
 @pytest.mark.parametrize("loss", [pathwise, likelihood_ratio])
 @pytest.mark.parametrize("covariance", COVARIANCES)
-def test_both_estimators_have_the_closed_form_as_their_mean(
-    loss: Callable[[GaussianActions], th.Tensor], covariance: str
-) -> None:
-    """Within six standard errors, and these are small enough for that to say something."""
+def test_both_estimators_are_unbiased(loss: Callable[[GaussianActions], th.Tensor], covariance: str) -> None:
+    """The means are within six standard errors of the closed form, and the errors are small."""
     for estimates, exact in zip(gradients(loss, covariance), closed_form(covariance), strict=True):
         error = estimates.std(axis=0) / math.sqrt(N_DRAWS)
         assert np.all(np.abs(estimates.mean(axis=0) - exact) < 6 * error + 1e-12)
@@ -190,8 +188,8 @@ def test_the_pathwise_estimator_has_the_lower_variance(covariance: str) -> None:
     assert 2 * variances[0] < variances[1]
 
 
-def test_the_entropy_of_a_squashed_gaussian_has_its_gradient_through_the_samples() -> None:
-    """Compared with differences of the entropy itself, by quadrature. At constant samples the mean gradient would be zero."""
+def test_the_entropy_gradient_of_a_squashed_gaussian_flows_through_the_samples() -> None:
+    """Against finite differences of the entropy, computed by quadrature. At constant samples the mean gradient is zero."""
     nodes, weights = np.polynomial.hermite_e.hermegauss(80)
 
     def entropy(mean: float, std: float) -> float:

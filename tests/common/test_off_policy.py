@@ -38,7 +38,7 @@ def make(request: pytest.FixtureRequest) -> Make:
 
 @pytest.fixture(params=["fast", "reference"])
 def path(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Whether the fast path may be taken."""
+    """Run a test with the fast path, and with the reference."""
     with nullcontext() if request.param == "fast" else disabled():
         yield request.param
 
@@ -59,7 +59,7 @@ def changed(module: nn.Module, before: dict[str, th.Tensor]) -> list[str]:
 
 
 @pytest.mark.usefixtures("path")
-def test_no_gradient_steps_are_no_update(make: Make) -> None:
+def test_no_update_without_gradient_steps(make: Make) -> None:
     model = make().learn(60)
     before, n_updates = state_of(model.policy), model._n_updates
     for steps in (0, -1):
@@ -69,7 +69,7 @@ def test_no_gradient_steps_are_no_update(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("path")
-def test_without_experience_there_is_no_update(make: Make) -> None:
+def test_no_update_without_experience(make: Make) -> None:
     model = make()
     before = state_of(model.policy)
     model.set_logger(Logger(folder=None, output_formats=[]))
@@ -78,7 +78,7 @@ def test_without_experience_there_is_no_update(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("path")
-def test_losses_that_are_not_finite_leave_the_parameters_alone(make: Make) -> None:
+def test_non_finite_losses_leave_the_parameters_unchanged(make: Make) -> None:
     model = make().learn(60)
     with th.no_grad():
         # The square of a value overflows.
@@ -91,7 +91,7 @@ def test_losses_that_are_not_finite_leave_the_parameters_alone(make: Make) -> No
 
 
 @pytest.mark.parametrize("part", ["actor", "critic"])
-def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(make: Make, part: str) -> None:
+def test_non_finite_gradients_leave_the_parameters_unchanged(make: Make, part: str) -> None:
     model = make().learn(60)
     network = getattr(model, part)
     next(network.parameters()).register_hook(lambda gradient: gradient * float("inf"))
@@ -102,7 +102,7 @@ def test_a_gradient_that_is_not_finite_leaves_the_parameters_alone(make: Make, p
 
 
 @pytest.mark.usefixtures("path")
-def test_the_actors_step_leaves_the_critic_alone(make: Make) -> None:
+def test_the_actor_step_leaves_the_critic_unchanged(make: Make) -> None:
     model = make().learn(60)
     model.critic.optimizer = th.optim.SGD(model.critic.parameters(), lr=0.0)
     model.lr_schedule = lambda _: 1e-3
@@ -115,11 +115,11 @@ def test_the_actors_step_leaves_the_critic_alone(make: Make) -> None:
 
     model.critic.optimizer.step = recorded
     model.train(1, 16)
-    # What the critic's own loss left.
+    # The gradients of the critic's own loss remain.
     assert all(th.equal(p.grad, g) for p, g in zip(model.critic.parameters(), gradients[0], strict=True))
 
 
-def test_hooks_of_parameters_run(make: Make) -> None:
+def test_parameter_hooks_are_called(make: Make) -> None:
     model = make().learn(60)
     weight, bias = model.actor.mu.parameters() if isinstance(model, SVG0) else list(model.actor.mu.parameters())[-2:]
     seen: list[int] = []
@@ -132,7 +132,7 @@ def test_hooks_of_parameters_run(make: Make) -> None:
     assert len(seen) == 3
 
 
-def test_a_frozen_actor_is_no_error(make: Make) -> None:
+def test_a_frozen_actor_is_supported(make: Make) -> None:
     model = make().learn(60)
     model.actor.requires_grad_(False)
     before, critic = state_of(model.actor), state_of(model.critic)
@@ -142,7 +142,7 @@ def test_a_frozen_actor_is_no_error(make: Make) -> None:
 
 
 @pytest.mark.usefixtures("path")
-def test_a_replaced_layer_trains(make: Make) -> None:
+def test_a_replaced_layer_is_trained(make: Make) -> None:
     model = make().learn(60)
     if isinstance(model, SVG0):
         model.actor.mu = layer = nn.Linear(64, 1)
@@ -156,7 +156,7 @@ def test_a_replaced_layer_trains(make: Make) -> None:
 
 @pytest.mark.usefixtures("path")
 @pytest.mark.parametrize("assign", [False, True])
-def test_targets_follow_a_replaced_head(make: Make, assign: bool) -> None:
+def test_targets_average_a_replaced_head(make: Make, assign: bool) -> None:
     model: Any = make(tau=0.5).learn(60)
     if assign:
         model.critic.load_state_dict({name: value + 1 for name, value in model.critic.state_dict().items()}, assign=True)
@@ -169,7 +169,7 @@ def test_targets_follow_a_replaced_head(make: Make, assign: bool) -> None:
     assert th.allclose(flat(model.critic_target), 0.5 * (before + flat(model.critic)), atol=1e-6)
 
 
-def test_another_default_device_changes_nothing(make: Make) -> None:
+def test_the_default_device_has_no_effect(make: Make) -> None:
     twin = make().learn(60)
     model = make()
     th.set_default_device("meta")
@@ -188,7 +188,7 @@ def test_another_default_device_changes_nothing(make: Make) -> None:
     [(None, 1e-4), (3e-3, 3e-3), ("lin_4e-3", 1e-3), ("0.002", 2e-3), (LinearSchedule(8e-3, 0.0, 1.0), 2e-3)],
     ids=str,
 )
-def test_the_critic_may_have_a_learning_rate_of_its_own(make: Make, rate: Any, expected: float, tmp_path: Any) -> None:
+def test_the_critic_may_have_its_own_learning_rate(make: Make, rate: Any, expected: float, tmp_path: Any) -> None:
     model = make(learning_rate=1e-4, qf_learning_rate=rate).learn(60)
     model.save(tmp_path / "model")
     loaded = type(model).load(tmp_path / "model", env=model.get_env())
@@ -204,7 +204,7 @@ def test_the_critic_may_have_a_learning_rate_of_its_own(make: Make, rate: Any, e
 
 
 @pytest.mark.parametrize("rate", [0, -1e-3, "fast", "lin_", True, float("nan")])
-def test_other_learning_rates_are_rejected(make: Make, rate: Any) -> None:
+def test_invalid_learning_rates_are_rejected(make: Make, rate: Any) -> None:
     with pytest.raises(ValueError, match="qf_learning_rate"):
         make(qf_learning_rate=rate)
 
@@ -213,10 +213,10 @@ def test_other_learning_rates_are_rejected(make: Make, rate: Any) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:bf16=True")
-def test_bf16_updates_are_nearly_those_of_float32(make: Make, path: str) -> None:
+def test_bf16_updates_approximate_those_in_float32(make: Make, path: str) -> None:
     results = []
     for bf16 in (False, True):
-        # Trained in float32 at first, so that both see the same minibatches.
+        # Collected and trained in float32 first, so that both use the same minibatches.
         model = make().learn(60)
         before = flat(model.policy)
         model.bf16 = bf16
@@ -247,7 +247,7 @@ def test_bf16_warns_where_it_is_slower(make: Make, monkeypatch: pytest.MonkeyPat
 
 
 class OtherSVG0(SVG0):
-    """Of a user."""
+    """A user's subclass."""
 
     calls = 0
 
@@ -257,7 +257,7 @@ class OtherSVG0(SVG0):
 
 
 class OtherHERDDPG(HERDDPG):
-    """Of a user."""
+    """A user's subclass."""
 
     calls = 0
 

@@ -1,4 +1,4 @@
-"""Steps without bookkeeping against those of torch."""
+"""Steps of Adam without bookkeeping against those of torch."""
 
 import copy
 from collections.abc import Callable
@@ -27,7 +27,7 @@ def differentiate(module: nn.Module, seed: int) -> None:
 
 
 def equal(a: nn.Module, b: nn.Module) -> bool:
-    """Up to rounding: the fused kernel rounds otherwise than torch's loop."""
+    """Up to rounding, which differs between the fused kernel and torch's loop."""
     pairs = zip(a.parameters(), b.parameters(), strict=True)
     return all((p - q).norm() <= 1e-5 * q.norm() for p, q in pairs)
 
@@ -57,7 +57,7 @@ FAST = {"adam", "options", "default"}
 
 
 def twins(make: Make) -> list[tuple[nn.Sequential, th.optim.Optimizer, Callable[[], object]]]:
-    """The same network and optimizer twice: stepped by us, and by torch."""
+    """The same network and optimizer twice: stepped by ``take_step``, and by torch."""
     ours, theirs = network(), network()
     first, second = make(list(ours.parameters())), make(list(theirs.parameters()))
     return [(ours, first, lambda: take_step(first)), (theirs, second, second.step)]
@@ -71,7 +71,7 @@ def run(pair: Any, seeds: range) -> None:
 
 
 @pytest.mark.parametrize("name", MAKES)
-def test_steps_are_those_of_torch(name: str) -> None:
+def test_steps_equal_those_of_torch(name: str) -> None:
     pair = twins(MAKES[name])
     run(pair, range(6))
     assert equal(pair[0][0], pair[1][0])
@@ -79,12 +79,12 @@ def test_steps_are_those_of_torch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MAKES)
-def test_the_kernel_is_called_for_a_plain_adam_alone(name: str) -> None:
+def test_the_kernel_is_called_only_for_a_plain_adam(name: str) -> None:
     ((ours, optimizer, step), _) = twins(MAKES[name])
     for seed in range(3):
         differentiate(ours, seed)
         plan = fast_adam._plan_of(optimizer)
-        # Torch takes the first step, which makes the averages.
+        # torch takes the first step, which creates the averages.
         assert (plan is not None) == (name in FAST and seed > 0)
         step()
 
@@ -120,7 +120,7 @@ def replace_step(module: nn.Sequential, optimizer: th.optim.Optimizer) -> None:
 
 
 def replace_parameter(module: nn.Sequential, optimizer: th.optim.Optimizer) -> None:
-    """Another one of the same shape takes the place of the first."""
+    """Replace the first parameter by another one of the same shape."""
     first, second = next(module.parameters()), nn.Parameter(th.ones(5, 3))
     module[0].weight = optimizer.param_groups[0]["params"][0] = second
     optimizer.state[second] = optimizer.state.pop(first)
@@ -144,7 +144,7 @@ CHANGES: dict[str, Callable[[nn.Sequential, th.optim.Optimizer], object]] = {
 
 
 @pytest.mark.parametrize("name", CHANGES)
-def test_changes_from_outside_count(name: str) -> None:
+def test_changes_to_the_optimizer_take_effect(name: str) -> None:
     pair = twins(adam())
     run(pair, range(3))
     for module, optimizer, _ in pair:
@@ -155,7 +155,7 @@ def test_changes_from_outside_count(name: str) -> None:
     assert ours == theirs
 
 
-def test_an_empty_state_is_filled() -> None:
+def test_an_empty_state_is_initialised() -> None:
     pair = twins(adam())
     for module, optimizer, _ in pair:
         assert all(optimizer.state[parameter] == {} for parameter in module.parameters())
@@ -163,7 +163,7 @@ def test_an_empty_state_is_filled() -> None:
     assert equal(pair[0][0], pair[1][0])
 
 
-def test_parameters_without_gradient_stay() -> None:
+def test_parameters_without_gradient_are_not_updated() -> None:
     pair = twins(adam())
     run(pair, range(2))
     for module, _, step in pair:
@@ -186,7 +186,7 @@ def test_hooks_and_schedulers_run() -> None:
     for seed in range(3):
         differentiate(ours, seed)
         take_step(optimizer)
-        scheduler.step()  # warns, which is an error here, if it saw no step
+        scheduler.step()  # warns, which is an error here, if the optimizer has not taken a step
     assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-5)
 
 
@@ -203,7 +203,7 @@ def test_hooks_of_all_optimizers_run() -> None:
     assert seen == ["hook"] * 3
 
 
-def test_a_patch_of_the_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_patched_step_of_the_class_is_called(monkeypatch: pytest.MonkeyPatch) -> None:
     ((ours, _, step), _) = twins(adam(fused=None))
     differentiate(ours, 0)
     step()
@@ -227,7 +227,7 @@ def no_such_argument(*_: Any, **__: Any) -> None:
 
 @pytest.mark.parametrize("kernel", [None, zeros, no_such_argument], ids=["missing", "wrong", "changed"])
 def test_without_the_kernel_torch_takes_the_step(kernel: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # Before the kernel goes: torch's own fused optimizer calls it as well.
+    # Created before the kernel is replaced, which torch's own fused optimizer would call.
     pair = twins(adam(fused=None))
     if kernel is None:
         monkeypatch.delattr(th, "_fused_adam_")

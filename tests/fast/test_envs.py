@@ -1,4 +1,4 @@
-"""Quick copies are copies, and only of what collects."""
+"""Quick copies equal deep copies, and are used only during training."""
 
 import copy
 import functools
@@ -27,12 +27,12 @@ VALUES = st.recursive(ATOMS, lambda inner: st.one_of(st.lists(inner), st.diction
 
 @settings(max_examples=50, deadline=None)
 @given(st.one_of(VALUES, st.dictionaries(st.text(), VALUES)))
-def test_copies_are_those_of_deepcopy(x: Any) -> None:
+def test_copies_equal_those_of_deepcopy(x: Any) -> None:
     assert quick_deepcopy(x) == copy.deepcopy(x) == x
 
 
-def test_buffers_of_observations_keep_their_order_and_type() -> None:
-    """``DummyVecEnv`` has them in an ``OrderedDict``."""
+def test_observation_buffers_keep_their_order_and_type() -> None:
+    """``DummyVecEnv`` stores them in an ``OrderedDict``."""
     arrays = OrderedDict([("b", np.zeros(2)), ("a", np.ones(3)), (None, np.arange(2))])
     copied = quick_deepcopy(arrays)
     assert type(copied) is OrderedDict
@@ -73,8 +73,8 @@ def test_nothing_mutable_is_shared() -> None:
     assert copied["cycle"] is not info
 
 
-class ReusesEverything(gym.Env[Any, Any]):
-    """Observations and infos are the same objects in every step, some of them nested."""
+class ReusesObjects(gym.Env[Any, Any]):
+    """Returns the same observation and info objects in every step, some of them nested."""
 
     observation_space: spaces.Space[Any] = spaces.Box(-10, 100, (2,), np.float64)
     action_space = spaces.Discrete(2)
@@ -92,7 +92,7 @@ class ReusesEverything(gym.Env[Any, Any]):
         self.obs += 1 + action
         self.info["history"].append(float(self.obs[0]))
         self.info["obs"][:] = self.obs
-        # Both at once, truncated alone, terminated alone.
+        # Both at once, only truncated, only terminated.
         terminated, truncated = bool(self.obs[0] > 6), bool(self.obs[0] in (6, 7))
         return self.observe(), float(action), terminated, truncated, self.info
 
@@ -100,19 +100,19 @@ class ReusesEverything(gym.Env[Any, Any]):
         return self.obs
 
 
-class Keys(ReusesEverything):
-    """A dictionary of observations."""
+class Keys(ReusesObjects):
+    """Dictionary observations."""
 
-    observation_space = spaces.Dict({"a": ReusesEverything.observation_space, "b": spaces.Box(-10, 100, (1,), np.float32)})
+    observation_space = spaces.Dict({"a": ReusesObjects.observation_space, "b": spaces.Box(-10, 100, (1,), np.float32)})
 
     def observe(self) -> Any:
         return {"a": self.obs, "b": self.obs[:1].astype(np.float32)}
 
 
-class Pair(ReusesEverything):
-    """A tuple of observations."""
+class Pair(ReusesObjects):
+    """Tuple observations."""
 
-    observation_space = spaces.Tuple((ReusesEverything.observation_space, spaces.Discrete(100)))
+    observation_space = spaces.Tuple((ReusesObjects.observation_space, spaces.Discrete(100)))
 
     def observe(self) -> Any:
         return self.obs, int(self.obs[0])
@@ -122,7 +122,7 @@ def trajectory(env: VecEnv, n_steps: int = 30) -> list[Any]:
     """
     :param env: two environments
     :param n_steps: number of steps
-    :return: what they return, with the infos of their resets
+    :return: outputs of each step, with the infos of the latest resets
     """
     env.reset()
     return [(*env.step(np.array([i % 2, i % 3 % 2])), list(env.reset_infos)) for i in range(n_steps)]
@@ -147,9 +147,9 @@ def assert_equal(a: Any, b: Any) -> None:
         assert a == b
 
 
-@pytest.mark.parametrize("env_class", [ReusesEverything, Keys, Pair])
-def test_an_environment_steps_as_without_them(env_class: type[gym.Env[Any, Any]]) -> None:
-    """The whole trajectory is compared afterwards, when the environment has overwritten its own arrays many times."""
+@pytest.mark.parametrize("env_class", [ReusesObjects, Keys, Pair])
+def test_trajectories_are_the_same_with_quick_copies(env_class: type[gym.Env[Any, Any]]) -> None:
+    """Trajectories are compared at the end, after the environment has overwritten its own arrays many times."""
 
     def make() -> VecEnv:
         return DummyVecEnv([lambda: Monitor(env_class())] * 2)
@@ -169,8 +169,8 @@ def test_an_environment_steps_as_without_them(env_class: type[gym.Env[Any, Any]]
     assert {True, False} == set(ends)
 
 
-def test_they_begin_and_end_with_the_block() -> None:
-    env = DummyVecEnv([ReusesEverything])
+def test_quick_copies_are_used_only_within_the_block() -> None:
+    env = DummyVecEnv([ReusesObjects])
     with quick_copies(VecNormalize(env)):
         assert type(env) is QuickDummyVecEnv
         assert isinstance(env, DummyVecEnv)
@@ -181,7 +181,7 @@ def test_they_begin_and_end_with_the_block() -> None:
 
 
 def test_nested_blocks_end_with_the_outer_one() -> None:
-    env = DummyVecEnv([ReusesEverything])
+    env = DummyVecEnv([ReusesObjects])
     with quick_copies(env):
         with quick_copies(VecNormalize(env)):
             pass
@@ -189,15 +189,15 @@ def test_nested_blocks_end_with_the_outer_one() -> None:
     assert type(env) is DummyVecEnv
 
 
-def test_a_class_given_within_the_block_stays() -> None:
-    env = DummyVecEnv([ReusesEverything])
+def test_a_class_assigned_within_the_block_is_kept() -> None:
+    env = DummyVecEnv([ReusesObjects])
     with quick_copies(env):
         env.__class__ = Own
     assert type(env) is Own
 
 
-def test_an_environment_may_be_closed_and_its_wrapper_given_another() -> None:
-    env, other = DummyVecEnv([ReusesEverything]), DummyVecEnv([ReusesEverything])
+def test_the_environment_of_a_wrapper_may_be_replaced_within_the_block() -> None:
+    env, other = DummyVecEnv([ReusesObjects]), DummyVecEnv([ReusesObjects])
     wrapper = VecNormalize(env)
     with quick_copies(wrapper):
         env.close()
@@ -205,8 +205,8 @@ def test_an_environment_may_be_closed_and_its_wrapper_given_another() -> None:
     assert type(env) is type(other) is DummyVecEnv
 
 
-def test_sb3_still_copies_deeply() -> None:
-    """Otherwise there is nothing left to do here."""
+def test_sb3_still_uses_deepcopy() -> None:
+    """Otherwise quick copies are obsolete."""
     for name in ("step_wait", "_obs_from_buf"):
         assert "deepcopy" in getattr(DummyVecEnv, name).__code__.co_names
 
@@ -218,8 +218,8 @@ class Own(DummyVecEnv):
         return "own"
 
 
-def test_other_environments_are_left_alone() -> None:
-    env = Own([ReusesEverything])
+def test_other_environments_are_unchanged() -> None:
+    env = Own([ReusesObjects])
     with quick_copies(env):
         assert type(env) is Own
         assert env.step_wait() == "own"
@@ -230,9 +230,9 @@ def test_other_environments_are_left_alone() -> None:
 
 
 @pytest.mark.parametrize("name", ["step_wait", "_obs_from_buf"])
-def test_a_method_patched_on_the_environment_wins(name: str) -> None:
-    """Patched before the block and within it, and calling the original."""
-    env: Any = DummyVecEnv([ReusesEverything])
+def test_a_method_patched_on_an_instance_is_called(name: str) -> None:
+    """The patches are applied before the block and within it, and call the original method."""
+    env: Any = DummyVecEnv([ReusesObjects])
     env.reset()
     calls = []
 
@@ -270,7 +270,7 @@ def test_a_patched_class_behaves_as_in_sb3(name: str, within: bool, wrapped: boo
     def patch() -> None:
         monkeypatch.setattr(DummyVecEnv, name, functools.wraps(original)(patched) if wrapped else patched)
 
-    env = DummyVecEnv([ReusesEverything])
+    env = DummyVecEnv([ReusesObjects])
     env.reset()
     if not within:
         patch()
@@ -286,7 +286,7 @@ def test_a_patched_class_behaves_as_in_sb3(name: str, within: bool, wrapped: boo
         assert calls == [env]
 
 
-def test_a_class_patched_before_the_import_is_left_alone() -> None:
+def test_a_class_patched_before_the_import_is_unchanged() -> None:
     code = """
 import functools
 import gymnasium as gym
@@ -323,8 +323,8 @@ assert calls == [DummyVecEnv], calls
     ids=[*(f"pickle {i}" for i in range(6)), "cloudpickle", "deepcopy", "copy"],
 )
 def test_a_copy_made_within_the_block_is_a_plain_environment(copied: Callable[[Any], Any]) -> None:
-    env: Any = DummyVecEnv([ReusesEverything] * 2)
-    expected = trajectory(DummyVecEnv([ReusesEverything] * 2))
+    env: Any = DummyVecEnv([ReusesObjects] * 2)
+    expected = trajectory(DummyVecEnv([ReusesObjects] * 2))
     with quick_copies(env):
         env.reset()
         env.attribute = 3
@@ -335,7 +335,7 @@ def test_a_copy_made_within_the_block_is_a_plain_environment(copied: Callable[[A
     assert_equal(trajectory(other), expected)
 
 
-def test_training_copies_quickly_and_leaves_nothing_behind(make_model: Callable[..., Any]) -> None:
+def test_training_uses_quick_copies_and_restores_the_class(make_model: Callable[..., Any]) -> None:
     model = make_model()
     env = model.get_env()
     while isinstance(env, VecEnvWrapper):

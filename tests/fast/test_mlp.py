@@ -1,4 +1,4 @@
-"""Hand-derived gradients of stacks of linear layers against autograd's."""
+"""Hand-derived gradients of MLPs against autograd."""
 
 import copy
 from collections.abc import Iterator
@@ -27,7 +27,7 @@ from sb3_pg.svg0.svg0 import critic_loss
 ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "tanh": nn.Tanh}
 
 
-def stack(sizes: list[int], activation: type[nn.Module], last: type[nn.Module] | None = None) -> nn.Sequential:
+def sequential(sizes: list[int], activation: type[nn.Module], last: type[nn.Module] | None = None) -> nn.Sequential:
     modules: list[nn.Module] = []
     for i in range(len(sizes) - 1):
         modules.append(nn.Linear(sizes[i], sizes[i + 1]))
@@ -44,18 +44,18 @@ def mlp(network: nn.Module, reduced: bool = False) -> MLP:
 
 
 def gradients(network: nn.Module, x: th.Tensor, cotangent: th.Tensor) -> list[th.Tensor]:
-    """Of the inputs and of all parameters, by autograd."""
+    """Gradients with respect to the inputs and all parameters, by autograd."""
     leaf = x.clone().requires_grad_()
     return list(th.autograd.grad((network(leaf)[: len(cotangent)] * cotangent).sum(), [leaf, *network.parameters()]))
 
 
 def is_close(ours: th.Tensor, theirs: th.Tensor, tolerance: float = 1e-4) -> bool:
-    """Relative to the size of the whole."""
+    """Up to a tolerance relative to the largest element."""
     return ours.shape == theirs.shape and bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max() + 1e-30)
 
 
 def check(network: nn.Sequential, x: th.Tensor, cotangent: th.Tensor) -> None:
-    """Output and gradients are those of autograd."""
+    """Check that output and gradients equal those of autograd."""
     grad_x, *expected = gradients(network, x, cotangent)
     with th.no_grad():
         forward = ForwardPass(mlp(network), x)
@@ -85,15 +85,15 @@ def check(network: nn.Sequential, x: th.Tensor, cotangent: th.Tensor) -> None:
     n_used=st.integers(1, 20),
     seed=st.integers(0, 2**31),
 )
-def test_outputs_and_gradients_are_those_of_autograd(
+def test_outputs_and_gradients_equal_those_of_autograd(
     sizes: list[int], activation: str, last: str, n_rows: int, n_used: int, seed: int
 ) -> None:
     th.manual_seed(seed)
-    network = stack(sizes, ACTIVATIONS[activation], ACTIVATIONS.get(last))
+    network = sequential(sizes, ACTIVATIONS[activation], ACTIVATIONS.get(last))
     check(network, th.randn(n_rows, sizes[0]), th.randn(min(n_used, n_rows), sizes[-1]))
 
 
-def test_memory_of_the_input_is_left_alone() -> None:
+def test_the_input_is_not_modified() -> None:
     network = nn.Sequential(nn.Linear(3, 3), nn.ReLU())
     x = th.randn(4, 3)
     before = x.clone()
@@ -103,11 +103,11 @@ def test_memory_of_the_input_is_left_alone() -> None:
 
 
 class OtherSequential(nn.Sequential):
-    """Of a user."""
+    """A user's subclass."""
 
 
 class OtherLinear(nn.Linear):
-    """Of a user."""
+    """A user's subclass."""
 
 
 def shared() -> nn.Sequential:
@@ -137,7 +137,7 @@ def shared() -> nn.Sequential:
         *("layer_without_bias", "subclass", "layer_subclass", "shared"),
     ],
 )
-def test_other_networks_are_not_found(make: Any) -> None:
+def test_unsupported_networks_are_not_found(make: Any) -> None:
     assert find_mlps([nn.Linear(2, 2), make()]) is None
 
 
@@ -149,7 +149,7 @@ def test_targets_may_be_frozen_and_single_layers_are_never_reduced() -> None:
 
 
 def test_an_optimizer_trains_a_network_if_it_has_exactly_its_parameters() -> None:
-    network = stack([3, 4, 2], nn.ReLU)
+    network = sequential([3, 4, 2], nn.ReLU)
     parameters = list(network.parameters())
     assert trains(th.optim.SGD(parameters), network)
     assert trains(th.optim.SGD([{"params": parameters[:2]}, {"params": parameters[2:]}]), network)
@@ -158,31 +158,31 @@ def test_an_optimizer_trains_a_network_if_it_has_exactly_its_parameters() -> Non
 
 
 @pytest.fixture(autouse=True)
-def forget_what_was_found() -> Iterator[None]:
-    """Private functions of torch are looked up again in each test, and afterwards."""
+def clear_caches() -> Iterator[None]:
+    """Look up torch's private functions again in each test, and afterwards."""
     torch_private.activation_backward.cache_clear()
     yield
     torch_private.activation_backward.cache_clear()
 
 
 class Namespace:
-    """Stands for a namespace of torch's operations."""
+    """Empty namespace in place of torch's operations."""
 
 
 @pytest.mark.parametrize("activation", [nn.ReLU, nn.Tanh])
-def test_without_private_derivatives_the_gradients_are_the_same(
+def test_gradients_are_the_same_without_private_functions(
     activation: type[nn.Module], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(th.ops, "aten", Namespace())
     th.manual_seed(0)
-    network = stack([3, 8, 8, 2], activation, activation)
+    network = sequential([3, 8, 8, 2], activation, activation)
     check(network, th.randn(20, 3), th.randn(20, 2))
 
 
 @pytest.mark.parametrize("reduced", [False, True])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_what_is_not_finite_stays_so(reduced: bool, bad: float) -> None:
-    network = stack([4, 64, 64, 1], nn.ReLU)
+def test_non_finite_values_propagate(reduced: bool, bad: float) -> None:
+    network = sequential([4, 64, 64, 1], nn.ReLU)
     x = th.randn(10, 4)
     x[3, 2] = bad
     with th.no_grad():
@@ -198,10 +198,10 @@ def rounded(x: th.Tensor) -> th.Tensor:
     return x.bfloat16().float()
 
 
-def test_reduced_precision_rounds_the_large_products_alone() -> None:
-    """The first layer has few inputs and the last few outputs: both stay as they are."""
+def test_reduced_precision_rounds_only_large_products() -> None:
+    """The first layer has few inputs and the last one few outputs: both stay in float32."""
     th.manual_seed(0)
-    network = stack([MIN_REDUCED - 1, MIN_REDUCED, MIN_REDUCED, MIN_REDUCED - 1], nn.ReLU)
+    network = sequential([MIN_REDUCED - 1, MIN_REDUCED, MIN_REDUCED, MIN_REDUCED - 1], nn.ReLU)
     x = th.randn(32, MIN_REDUCED - 1)
     first, second, third = (m for m in network if isinstance(m, nn.Linear))
     with th.no_grad():
@@ -209,14 +209,14 @@ def test_reduced_precision_rounds_the_large_products_alone() -> None:
         hidden = rounded(th.relu(rounded(hidden) @ rounded(second.weight).t() + rounded(second.bias)))
         output = ForwardPass(mlp(network, reduced=True), x).output
         assert output.dtype == th.float32
-        # The product itself rounds once more, and not in the same order.
+        # The product itself rounds once more, in another order.
         assert th.allclose(output, third(hidden), atol=0.02)
         assert not th.allclose(output, network(x), atol=1e-6)
 
 
-def test_gradients_in_reduced_precision_are_nearly_the_exact_ones() -> None:
+def test_gradients_in_reduced_precision_approximate_the_exact_ones() -> None:
     th.manual_seed(0)
-    network = stack([5, 256, 256, 2], nn.Tanh, nn.Tanh)
+    network = sequential([5, 256, 256, 2], nn.Tanh, nn.Tanh)
     x, cotangent = th.randn(512, 5), th.randn(512, 2)
     exact = gradients(network, x, cotangent)
     with th.no_grad():
@@ -250,7 +250,7 @@ def values_of(networks: nn.ModuleList, inputs: th.Tensor) -> th.Tensor:
 
 @settings(max_examples=40, deadline=None)
 @given(n_critics=st.integers(1, 3), n_rows=st.integers(1, 20), bounded=st.booleans(), seed=st.integers(0, 2**31))
-def test_the_critics_gradients_are_those_of_the_loss(n_critics: int, n_rows: int, bounded: bool, seed: int) -> None:
+def test_gradients_of_the_critic_loss_equal_those_of_autograd(n_critics: int, n_rows: int, bounded: bool, seed: int) -> None:
     networks = critics(n_critics, 6, seed, [nn.Tanh()] if bounded else None)
     inputs, targets, weights = th.randn(n_rows, 6), th.randn(n_rows), th.rand(n_rows)
     expected_values = values_of(networks, inputs)
@@ -268,17 +268,17 @@ def test_the_critics_gradients_are_those_of_the_loss(n_critics: int, n_rows: int
 
 @settings(max_examples=40, deadline=None)
 @given(n_critics=st.integers(1, 3), n_actions=st.integers(1, 4), n_rows=st.integers(1, 20), seed=st.integers(0, 2**31))
-def test_the_gradient_of_the_smallest_value_is_autograds(n_critics: int, n_actions: int, n_rows: int, seed: int) -> None:
+def test_the_gradient_of_min_q_equals_that_of_autograd(n_critics: int, n_actions: int, n_rows: int, seed: int) -> None:
     networks = critics(n_critics, 3 + n_actions, seed)
     inputs, weights = th.randn(n_rows, 3 + n_actions), th.rand(n_rows, 1)
     leaf = inputs.clone().requires_grad_()
-    lowest = values_of(networks, leaf).amin(dim=1, keepdim=True)
-    (expected,) = th.autograd.grad((lowest * weights).sum(), [leaf])
-    lowest = lowest.detach()
+    minimum = values_of(networks, leaf).amin(dim=1, keepdim=True)
+    (expected,) = th.autograd.grad((minimum * weights).sum(), [leaf])
+    minimum = minimum.detach()
     with th.no_grad():
         total, gradient = min_q_gradient(mlps(networks), inputs, weights, n_actions)
-        assert is_close(min_q(mlps(networks), inputs), lowest)
-    assert abs(float(total - (lowest * weights).sum())) <= 1e-4 * float((lowest * weights).abs().sum())
+        assert is_close(min_q(mlps(networks), inputs), minimum)
+    assert abs(float(total - (minimum * weights).sum())) <= 1e-4 * float((minimum * weights).abs().sum())
     assert is_close(gradient, expected[:, 3:])
     assert all(parameter.grad is None for parameter in networks.parameters())
 
