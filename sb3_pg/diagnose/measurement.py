@@ -115,7 +115,7 @@ def measure(
     if model is not None and policy is not None:
         raise ValueError(f"policy={policy!r} is for a new policy, and model={str(model)!r} has its own: leave out one of them")
     if n_batches is not None and budget is not None:
-        raise ValueError(f"n_batches={n_batches} and budget={budget} exclude one another: leave out one of them")
+        raise ValueError(f"n_batches={n_batches} and budget={budget} are mutually exclusive: leave out one of them")
     _check_minima(
         n_batches=(n_batches, 2),
         budget=(budget, 1),

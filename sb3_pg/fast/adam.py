@@ -57,7 +57,7 @@ def _plan_of(optimizer: th.optim.Optimizer) -> _Plan | None:
         return None
     group, own = optimizer.param_groups[0], vars(optimizer)
     is_plain = (
-        not (optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+        not (own.get("_optimizer_step_pre_hooks", True) or own.get("_optimizer_step_post_hooks", True))
         and not torch_private.has_global_optimizer_hooks()
         # A learning rate scheduler patches the instance.
         and "step" not in own

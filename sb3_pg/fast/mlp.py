@@ -215,6 +215,8 @@ def min_q_gradient(
     """
     columns = slice(inputs.shape[1] - n_actions, None)
     passes = [ForwardPass(critic, inputs) for critic in critics]
+    if len(passes) == 1:  # the usual case, without six operations on small tensors
+        return th.dot(passes[0].output[:, 0], weights[:, 0]), passes[0].backward(weights, columns, trains=False)
     values = th.cat([each.output for each in passes], dim=1)
     lowest = values.amin(dim=1, keepdim=True)
     # As in torch, critics of equal value share the gradient.
