@@ -410,7 +410,7 @@ def test_total_return_only_with_the_same_target() -> None:
         ({"estimators": ("reward_to_go+mean",), "n_episodes": 1}, "n_episodes must be at least 2"),
         ({"estimators": ("reward_to_go+mean", "reward_to_go+mean")}, "none twice"),
         ({"estimators": ()}, "at least one"),
-        ({"budget": 100}, "n_batches=4 and budget=100 mutually exclusive"),
+        ({"budget": 100}, "n_batches=4 and budget=100 are mutually exclusive"),
         ({"n_batches": 1}, "n_batches=1 must be at least 2"),
         ({"n_episodes": 0}, "n_episodes=0 must be"),
         ({"gamma": 1.1}, "gamma=1.1 must lie"),
