@@ -248,7 +248,6 @@ class OnPolicyActorCritic(ActorCriticSteps):
                 self._forget_observation()
                 return False
 
-            self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
             self._store_step(rollout_buffer, actions, values, rewards, dones, infos, used)
             if n_rollout_steps is None:
                 episodes_left -= dones
@@ -304,15 +303,22 @@ class OnPolicyActorCritic(ActorCriticSteps):
         infos: list[dict[str, Any]],
         used: BoolArray,
     ) -> None:
-        truncated = np.zeros_like(dones)
-        for i in np.flatnonzero(dones):
-            # SB3's vectorised environments set the flag only if the episode did not terminate at the same step. Without the
-            # final observation there is nothing to bootstrap from.
-            truncated[i] = infos[i].get("TimeLimit.truncated", False) and infos[i].get("terminal_observation") is not None
-            if truncated[i] and used[i]:
-                rollout_buffer.add_final_observation(int(i), infos[i]["terminal_observation"])
+        if self.n_episodes is None:
+            self._update_info_buffer(infos, dones)
+        else:
+            self._update_info_buffer([info for info, use in zip(infos, used, strict=True) if use], dones[used])
+        terminated = truncated = dones
+        if dones.any():
+            truncated = np.zeros_like(dones)
+            for i in np.flatnonzero(dones):
+                # SB3's vectorised environments set the flag only if the episode did not terminate in the same step. Without a
+                # final observation there is nothing to bootstrap with.
+                final: Any = infos[i].get("terminal_observation")
+                truncated[i] = infos[i].get("TimeLimit.truncated", False) and final is not None
+                if truncated[i] and used[i]:
+                    rollout_buffer.add_final_observation(int(i), final)
+            terminated = dones & ~truncated
         assert self._last_episode_starts is not None
-        terminated = dones & ~truncated
         rollout_buffer.add(self._last_obs, actions, rewards, self._last_episode_starts, terminated, truncated, used, values)
 
     # ---- advantages --------------------------------------------------------------------------------------------------------

@@ -105,12 +105,12 @@ class FastActorCritic:
         if not np.isfinite(outputs.sum()):
             raise ValueError("the policy's output is not finite: check the observations, or lower the learning rate")
         if self._log_std is not None:
-            noise = th.randn(outputs.shape, device="cpu").numpy()
+            noise = th.randn(outputs.shape).numpy()
             actions: Array = outputs + np.exp(self._log_std) * noise
         else:
             # The smallest of exponential random numbers, whose rates are the probabilities: torch.multinomial does the same,
             # so that the actions are those of the reference.
-            times = th.empty(outputs.shape, device="cpu").exponential_().numpy()
+            times = th.empty(outputs.shape).exponential_().numpy()
             actions = np.argmax(np.exp(outputs - outputs.max(axis=1, keepdims=True)) / times, axis=1)
         values = self._critic.forward(features)[-1].ravel() if with_values else None
         return actions.reshape(-1, *self._algorithm.action_space.shape), values

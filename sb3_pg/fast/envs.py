@@ -27,6 +27,8 @@ def quick_deepcopy(x: Any) -> Any:
     """
     if type(x) is not dict and type(x) is not OrderedDict:
         return copy.deepcopy(x)
+    if _ATOMIC.issuperset(map(type, x.values())):
+        return x.copy()
     return type(x)((key, _copy_value(value)) for key, value in x.items())
 
 

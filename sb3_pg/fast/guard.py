@@ -8,7 +8,7 @@ unmodified: no hooks, no patched or overridden methods, no frozen, replaced or m
 import copy
 import itertools
 import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch as th
@@ -20,6 +20,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 _address = th.Tensor.data_ptr
 # Whether a tensor is trained, and its hooks: None, or a dictionary if there ever was one.
 _tensor_state = operator.attrgetter("requires_grad", "_backward_hooks", "_post_accumulate_grad_hooks")
+
+
+def _are_same(objects: Sequence[object], others: Sequence[object]) -> bool:
+    return len(objects) == len(others) and all(map(operator.is_, objects, others))
 
 
 class Originals:
@@ -55,13 +59,14 @@ class Fingerprint:
         tensor_hooks = any(any(hooks) for _, *hooks in map(_tensor_state, self._parameters))
         self.is_plain = not (patched or tensor_hooks or self._has_hooks)
         self._parts, self._types = list(self._iterate_parts()), list(map(type, modules))
-        self._n_parts, self._n_attributes = list(map(len, self._contents)), list(map(len, self._attributes))
+        self._n_attributes = list(map(len, self._attributes))
         self._addresses = list(map(_address, self._parameters))
         # Copies: the dictionaries of hooks are changed in place.
         self._tensor_states = [tuple(map(copy.copy, state)) for state in map(_tensor_state, self._parameters)]
         # Attributes of the module itself, such as the distribution of its actions. The training mode does not matter.
-        self._names = [name for name in vars(module) if name != "training"]
-        self._values = list(map(vars(module).__getitem__, self._names))
+        names = [name for name in vars(module) if name not in vars(nn.Module())]
+        self._get_values = operator.itemgetter(*names, "_modules", "_parameters")
+        self._values = self._get_values(vars(module))
 
     def matches(self) -> bool:
         """:return: whether no module or parameter has been replaced, moved, frozen, patched or hooked since"""
@@ -69,14 +74,13 @@ class Fingerprint:
         return (
             self._look_for_hooks() == self._has_hooks
             and not any(self._empty)
-            and list(map(len, self._contents)) == self._n_parts
-            and all(map(operator.is_, self._iterate_parts(), self._parts))
+            and _are_same(list(self._iterate_parts()), self._parts)
             and all(map(operator.is_, map(type, self._modules), self._types))
             # A method patched into an instance is an additional attribute.
             and list(map(len, self._attributes)) == self._n_attributes
             and list(map(_address, self._parameters)) == self._addresses
             and list(map(_tensor_state, self._parameters)) == self._tensor_states
-            and all(map(operator.is_, map(self._attributes[0].__getitem__, self._names), self._values))
+            and all(map(operator.is_, self._get_values(self._attributes[0]), self._values))
         )
 
     def _look_for_hooks(self) -> bool:
