@@ -69,7 +69,11 @@ class ActorCriticSteps(PolicyGradientAlgorithm, OnPolicyAlgorithm):
     # None: the critic is part of the policy's optimizer, or there is none.
     value_optimizer: th.optim.Optimizer | None
 
-    def sample_actions(self, obs: Observations, with_values: bool = True) -> tuple[Array, FloatArray | None]:  # noqa: ARG002
+    def sample_actions(
+        self,
+        obs: Observations,
+        with_values: bool = True,  # noqa: ARG002 # here they come with the actions
+    ) -> tuple[Array, FloatArray | None]:
         """
         Sample actions.
 
