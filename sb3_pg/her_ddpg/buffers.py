@@ -221,11 +221,6 @@ class HindsightReplayBuffer(HerReplayBuffer):
         """
         return len(self._sampleable_rows())
 
-    @property
-    def can_sample(self) -> bool:
-        """Whether there is a complete episode."""
-        return self.size() > 0
-
     def set_env(self, env: VecEnv | None) -> None:
         """
         :param env: environments that compute rewards

@@ -236,7 +236,7 @@ def test_unfinished_episodes_can_be_truncated() -> None:
     env = counting_envs(SCRIPTS)
     buffer = make_buffer(env)
     fill(buffer, env, 2)
-    assert not buffer.can_sample
+    assert buffer.size() == 0
     buffer.truncate_last_trajectory()
     assert buffer.size() == 4
     sample = buffer.sample(200)
